@@ -1,0 +1,772 @@
+//! A disk in memory that can lose power. It keeps two pictures, what is durable and what running programs see, and the changes
+//! between them; a crash image is the durable picture plus any part of those changes, torn at sectors.
+//!
+//! Owner: the test. Content lies in shared pages, so that a crash image costs a few pointers. Dropped handles and locks of a
+//! "crashed" program do not matter: an image is a disk of its own.
+//!
+//! What is modelled: unsynced writes lost, kept or torn at 512-byte sectors, in any subset; names durable only after a directory
+//! sync; a failed sync that leaves pages looking clean but lost; a lying sync; a full disk; flipped bits. Not modelled: a length
+//! change separate from its data, misdirected writes, stalls.
+
+use super::{ALIGN, Disk, DiskFile, OpenMode, Space};
+use crate::rng::Rng;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Unit of tearing, in bytes.
+pub const SECTOR: usize = 512;
+const PAGE: usize = 4096;
+
+type Inode = u64;
+
+#[derive(Clone, Default, Debug)]
+struct Content {
+    len: u64,
+    pages: Vec<Option<Arc<[u8; PAGE]>>>,
+}
+
+impl Content {
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        let end = offset + bytes.len() as u64;
+        self.len = self.len.max(end);
+        self.pages.resize(self.pages.len().max((end as usize).div_ceil(PAGE)), None);
+        let (mut at, mut rest) = (offset as usize, bytes);
+        while !rest.is_empty() {
+            let within = at % PAGE;
+            let (head, tail) = rest.split_at(rest.len().min(PAGE - within));
+            let slot = &mut self.pages[at / PAGE];
+            if slot.is_some() || head.iter().any(|b| *b != 0) {
+                let page = Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; PAGE])));
+                page[within..within + head.len()].copy_from_slice(head);
+            }
+            (at, rest) = (at + head.len(), tail);
+        }
+    }
+
+    fn read(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset + out.len() as u64 > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (mut at, mut done) = (offset as usize, 0);
+        while done < out.len() {
+            let within = at % PAGE;
+            let part = (out.len() - done).min(PAGE - within);
+            match self.pages.get(at / PAGE).and_then(Option::as_ref) {
+                Some(page) => out[done..done + part].copy_from_slice(&page[within..within + part]),
+                None => out[done..done + part].fill(0),
+            }
+            (at, done) = (at + part, done + part);
+        }
+        Ok(())
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.pages.truncate((len as usize).div_ceil(PAGE));
+            let within = len as usize % PAGE;
+            if within > 0
+                && let Some(Some(page)) = self.pages.get_mut(len as usize / PAGE)
+            {
+                Arc::make_mut(page)[within..].fill(0);
+            }
+        }
+        self.len = len;
+        self.pages.resize((len as usize).div_ceil(PAGE), None);
+    }
+}
+
+/// One picture of the disk.
+#[derive(Clone, Default, Debug)]
+struct Image {
+    files: BTreeMap<Inode, Arc<Content>>,
+    names: BTreeMap<PathBuf, Inode>,
+    dirs: BTreeSet<PathBuf>,
+}
+
+/// A change of the disk, in the order of calls.
+#[derive(Clone, Debug)]
+enum Change {
+    Write {
+        file: Inode,
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
+    SetLen {
+        file: Inode,
+        len: u64,
+    },
+    Create {
+        path: PathBuf,
+        file: Inode,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Remove {
+        path: PathBuf,
+    },
+    Sync {
+        file: Inode,
+    },
+    SyncDir {
+        dir: PathBuf,
+    },
+    /// Written and durable in one call.
+    DirectWrite {
+        file: Inode,
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
+    MakeDir {
+        path: PathBuf,
+    },
+    /// A sync that failed: what it should have made durable never will be.
+    Dropped {
+        file: Option<Inode>,
+        dir: Option<PathBuf>,
+    },
+}
+
+impl Change {
+    fn file(&self) -> Option<Inode> {
+        match self {
+            Change::Write { file, .. } | Change::SetLen { file, .. } | Change::DirectWrite { file, .. } => {
+                Some(*file)
+            }
+            _ => None,
+        }
+    }
+
+    fn in_dir(&self, dir: &Path) -> bool {
+        match self {
+            Change::Create { path, .. } | Change::Remove { path } => path.parent() == Some(dir),
+            Change::Rename { from, to } => from.parent() == Some(dir) || to.parent() == Some(dir),
+            _ => false,
+        }
+    }
+
+    fn sectors(&self) -> usize {
+        match self {
+            Change::Write { bytes, .. } | Change::DirectWrite { bytes, .. } => bytes.len().div_ceil(SECTOR),
+            _ => 1,
+        }
+    }
+}
+
+impl Image {
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Write { file, offset, bytes } | Change::DirectWrite { file, offset, bytes } => {
+                Arc::make_mut(self.files.entry(*file).or_default()).write(bytes, *offset);
+            }
+            Change::SetLen { file, len } => {
+                Arc::make_mut(self.files.entry(*file).or_default()).set_len(*len);
+            }
+            Change::Create { path, file } => {
+                self.names.insert(path.clone(), *file);
+                self.files.entry(*file).or_default();
+            }
+            Change::Rename { from, to } => {
+                if let Some(file) = self.names.remove(from) {
+                    self.names.insert(to.clone(), file);
+                }
+            }
+            Change::Remove { path } => {
+                self.names.remove(path);
+            }
+            Change::MakeDir { path } => {
+                self.dirs.extend(path.ancestors().map(Path::to_owned));
+            }
+            Change::Sync { .. } | Change::SyncDir { .. } | Change::Dropped { .. } => {}
+        }
+    }
+
+    /// Applies the chosen sectors of a write.
+    fn apply_sectors(&mut self, change: &Change, mut keep: impl FnMut(usize) -> bool) {
+        let (Change::Write { file, offset, bytes } | Change::DirectWrite { file, offset, bytes }) = change
+        else {
+            if keep(0) {
+                self.apply(change);
+            }
+            return;
+        };
+        let content = Arc::make_mut(self.files.entry(*file).or_default());
+        let mut at = 0;
+        let mut number = 0;
+        while at < bytes.len() {
+            // Sectors are those of the device: the first piece ends where one does.
+            let place = (*offset as usize + at) % SECTOR;
+            let end = (at + SECTOR - place).min(bytes.len());
+            if keep(number) {
+                content.write(&bytes[at..end], offset + at as u64);
+            }
+            (at, number) = (end, number + 1);
+        }
+    }
+}
+
+/// The durable picture and what is on its way there.
+#[derive(Clone, Default, Debug)]
+struct Medium {
+    durable: Image,
+    pending: Vec<Change>,
+}
+
+impl Medium {
+    fn step(&mut self, change: &Change) {
+        match change {
+            Change::Sync { file } => self.settle(|c| c.file() == Some(*file)),
+            Change::SyncDir { dir } => self.settle(|c| c.in_dir(dir)),
+            Change::DirectWrite { file, .. } => {
+                // The write by-passes the cache, and what it makes durable includes the earlier writes below it.
+                self.pending.push(change.clone());
+                self.settle(|c| c.file() == Some(*file));
+            }
+            Change::MakeDir { .. } => self.durable.apply(change),
+            Change::Dropped { file, dir } => self.pending.retain(|c| {
+                let file = file.is_some() && c.file() == *file;
+                !(file || dir.as_ref().is_some_and(|dir| c.in_dir(dir)))
+            }),
+            other => self.pending.push(other.clone()),
+        }
+    }
+
+    fn settle(&mut self, which: impl Fn(&Change) -> bool) {
+        let pending = std::mem::take(&mut self.pending);
+        let (now, later): (Vec<_>, Vec<_>) = pending.into_iter().partition(which);
+        now.iter().for_each(|change| self.durable.apply(change));
+        self.pending = later;
+    }
+
+    fn image(&self, mut part: impl FnMut(usize, &Change) -> Part) -> Image {
+        let mut image = self.durable.clone();
+        for (number, change) in self.pending.iter().enumerate() {
+            match part(number, change) {
+                Part::None => {}
+                Part::All => image.apply(change),
+                Part::Sectors(keep) => image.apply_sectors(change, |n| keep.get(n).copied().unwrap_or(false)),
+            }
+        }
+        image
+    }
+}
+
+enum Part {
+    None,
+    All,
+    Sectors(Vec<bool>),
+}
+
+/// What survives a crash of what was not yet durable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Crash {
+    /// Nothing.
+    Lost,
+    /// Everything.
+    Kept,
+    /// All but one change, by number.
+    AllBut(usize),
+    /// One change alone, by number.
+    Only(usize),
+    /// Everything, the last change torn before this sector.
+    TornAfter(usize),
+    /// Everything, the last change torn: only from this sector on.
+    TornBefore(usize),
+    /// Any subset of sectors of any subset of changes.
+    Random(u64),
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    /// This many syncs (or direct writes) from now on one fails.
+    sync_error_in: Option<u64>,
+    lying_sync: bool,
+    bytes_left: Option<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    live: Image,
+    medium: Medium,
+    log: Option<Vec<Change>>,
+    calls: u64,
+    next_inode: Inode,
+    faults: Faults,
+    locks: BTreeSet<PathBuf>,
+}
+
+/// A simulated disk. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SimDisk {
+    /// A blank disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::of(Image::default())
+    }
+
+    fn of(image: Image) -> Self {
+        let next_inode = image.files.keys().last().map_or(1, |last| last + 1);
+        let medium = Medium { durable: image.clone(), pending: Vec::new() };
+        let state = State {
+            live: image,
+            medium,
+            log: None,
+            calls: 0,
+            next_inode,
+            faults: Faults::default(),
+            locks: BTreeSet::new(),
+        };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Records changes from now on, for [`SimDisk::history`].
+    pub fn record(&self) {
+        let mut state = self.state.lock();
+        state.log = Some(Vec::new());
+    }
+
+    /// Changes recorded so far: where an event stands among them.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.state.lock().log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// What was recorded, as points at which power may fail. `start` is the disk as it was when recording began.
+    #[must_use]
+    pub fn history(&self, start: &SimDisk) -> History {
+        let medium = start.state.lock().medium.clone();
+        let changes = self.state.lock().log.clone().unwrap_or_default();
+        History { medium, changes, at: 0 }
+    }
+
+    /// A disk with the same content, apart from this one.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state.lock();
+        let forked = Self::of(state.live.clone());
+        forked.state.lock().medium = state.medium.clone();
+        forked.state.lock().next_inode = state.next_inode;
+        forked
+    }
+
+    /// The disk after a crash now.
+    #[must_use]
+    pub fn crash(&self, crash: &Crash) -> Self {
+        Self::of(crash_image(&self.state.lock().medium, crash))
+    }
+
+    /// The n-th sync or direct write from now on (0: the next) fails; what it should have made durable is lost, though later reads
+    /// still show it.
+    pub fn fail_sync_in(&self, n: u64) {
+        self.state.lock().faults.sync_error_in = Some(n);
+    }
+
+    /// Syncs and direct writes say they are done and do nothing.
+    pub fn lie(&self, lying: bool) {
+        self.state.lock().faults.lying_sync = lying;
+    }
+
+    /// Only this many more bytes fit; `None` lifts the limit.
+    pub fn limit(&self, bytes: Option<u64>) {
+        self.state.lock().faults.bytes_left = bytes;
+    }
+
+    /// The files there are, with their lengths.
+    #[must_use]
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let state = self.state.lock();
+        let len = |file: &Inode| state.live.files.get(file).map_or(0, |f| f.len);
+        state.live.names.iter().map(|(path, file)| (path.clone(), len(file))).collect()
+    }
+
+    /// The bytes of a file.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let state = self.state.lock();
+        let file = state.live.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let content = state.live.files.get(file).cloned().unwrap_or_default();
+        let mut out = vec![0; content.len as usize];
+        content.read(&mut out, 0)?;
+        Ok(out)
+    }
+
+    /// Flips one bit of a file, on the medium and in every picture.
+    pub fn flip(&self, path: &Path, byte: u64, bit: u8) {
+        let mut state = self.state.lock();
+        let Some(file) = state.live.names.get(path).copied() else { return };
+        let state = &mut *state;
+        for image in [&mut state.live, &mut state.medium.durable] {
+            let Some(content) = image.files.get_mut(&file).filter(|c| byte < c.len) else { continue };
+            let content = Arc::make_mut(content);
+            let mut one = [0];
+            if content.read(&mut one, byte).is_ok() {
+                content.write(&[one[0] ^ (1 << (bit % 8))], byte);
+            }
+        }
+    }
+
+    /// Calls that changed or synced something, so far.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.state.lock().calls
+    }
+}
+
+fn crash_image(medium: &Medium, crash: &Crash) -> Image {
+    let last = medium.pending.len().saturating_sub(1);
+    match crash {
+        Crash::Lost => medium.durable.clone(),
+        Crash::Kept => medium.image(|_, _| Part::All),
+        Crash::AllBut(n) => medium.image(|at, _| if at == *n { Part::None } else { Part::All }),
+        Crash::Only(n) => medium.image(|at, _| if at == *n { Part::All } else { Part::None }),
+        Crash::TornAfter(n) | Crash::TornBefore(n) => medium.image(|at, change| {
+            if at != last {
+                return Part::All;
+            }
+            let kept = |sector| (sector < *n) == matches!(crash, Crash::TornAfter(_));
+            Part::Sectors((0..change.sectors()).map(kept).collect())
+        }),
+        Crash::Random(seed) => {
+            let mut rng = Rng::seeded(*seed);
+            medium.image(|_, change| match rng.below(3) {
+                0 => Part::None,
+                1 => Part::All,
+                _ => Part::Sectors((0..=change.sectors()).map(|_| rng.below(2) == 0).collect()),
+            })
+        }
+    }
+}
+
+/// A recorded run, walked one change at a time.
+#[derive(Clone, Debug)]
+pub struct History {
+    medium: Medium,
+    changes: Vec<Change>,
+    at: usize,
+}
+
+impl History {
+    /// How many changes are done at the present point.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Goes on by one change; false at the end.
+    pub fn step(&mut self) -> bool {
+        let Some(change) = self.changes.get(self.at) else { return false };
+        self.medium.step(change);
+        self.at += 1;
+        true
+    }
+
+    /// The crashes worth trying here, with `random` random ones. A direct write that is just being made counts as pending.
+    #[must_use]
+    pub fn crashes(&self, random: u64, seed: u64) -> Vec<Crash> {
+        let medium = self.with_next();
+        let n = medium.pending.len();
+        let mut out = vec![Crash::Lost];
+        if n == 0 {
+            return out;
+        }
+        out.push(Crash::Kept);
+        if n > 1 {
+            out.extend((0..n).flat_map(|at| [Crash::AllBut(at), Crash::Only(at)]));
+        }
+        let sectors = medium.pending[n - 1].sectors();
+        let every = sectors.div_ceil(16).max(1);
+        out.extend((1..sectors).step_by(every).flat_map(|at| [Crash::TornAfter(at), Crash::TornBefore(at)]));
+        let mix = |k: u64| (seed ^ self.at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(k);
+        out.extend((0..random).map(|k| Crash::Random(mix(k))));
+        out
+    }
+
+    /// The disk after a crash at this point.
+    #[must_use]
+    pub fn disk(&self, crash: &Crash) -> SimDisk {
+        SimDisk::of(crash_image(&self.with_next(), crash))
+    }
+
+    fn with_next(&self) -> Medium {
+        let mut medium = self.medium.clone();
+        if let Some(next @ Change::DirectWrite { .. }) = self.changes.get(self.at) {
+            medium.pending.push(next.clone());
+        }
+        medium
+    }
+}
+
+impl State {
+    fn change(&mut self, change: Change) {
+        self.calls += 1;
+        self.live.apply(&change);
+        self.medium.step(&change);
+        if let Some(log) = &mut self.log {
+            log.push(change);
+        }
+    }
+
+    fn room(&mut self, bytes: u64) -> io::Result<()> {
+        if let Some(left) = &mut self.faults.bytes_left {
+            *left = left.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this sync takes effect, or its failure.
+    fn sync(&mut self, file: Option<Inode>, dir: Option<&Path>) -> io::Result<bool> {
+        match self.faults.sync_error_in {
+            Some(0) => {
+                self.faults.sync_error_in = None;
+                // The pages look clean from now on: no later sync writes them.
+                self.change(Change::Dropped { file, dir: dir.map(Path::to_owned) });
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            Some(n) => self.faults.sync_error_in = Some(n - 1),
+            None => {}
+        }
+        Ok(!self.faults.lying_sync)
+    }
+}
+
+struct SimFile {
+    state: Arc<Mutex<State>>,
+    file: Inode,
+    mode: OpenMode,
+}
+
+struct SimLock {
+    state: Arc<Mutex<State>>,
+    path: PathBuf,
+}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.state.lock().locks.remove(&self.path);
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if !state.live.dirs.contains(path) {
+            state.change(Change::MakeDir { path: path.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.state.lock();
+        if !state.live.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let paths = state.live.names.keys().chain(&state.live.dirs);
+        let within = paths.filter(|path| path.parent() == Some(dir));
+        let mut names: Vec<String> =
+            within.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state.lock();
+        let file = match (mode, state.live.names.get(path).copied()) {
+            (OpenMode::CreateNew, Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (OpenMode::CreateNew, None) => {
+                let file = state.next_inode;
+                state.next_inode += 1;
+                state.change(Change::Create { path: path.to_owned(), file });
+                file
+            }
+            (_, None) => return Err(io::ErrorKind::NotFound.into()),
+            (_, Some(file)) => file,
+        };
+        Ok(Arc::new(SimFile { state: self.state.clone(), file, mode }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if !state.live.names.contains_key(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change(Change::Rename { from: from.to_owned(), to: to.to_owned() });
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if !state.live.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change(Change::Remove { path: path.to_owned() });
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.sync(None, Some(dir))? {
+            state.change(Change::SyncDir { dir: dir.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
+        let total = 1 << 40;
+        Ok(Space { total, available: self.state.lock().faults.bytes_left.unwrap_or(total) })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        if !self.state.lock().locks.insert(path.to_owned()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(Box::new(SimLock { state: self.state.clone(), path: path.to_owned() }))
+    }
+}
+
+impl SimFile {
+    fn check(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let direct = matches!(self.mode, OpenMode::JournalDirect | OpenMode::ReadDirect);
+        let good = offset.is_multiple_of(ALIGN as u64)
+            && buf.len().is_multiple_of(ALIGN)
+            && buf.as_ptr().addr().is_multiple_of(ALIGN);
+        if direct && !good { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check(buf, offset)?;
+        let state = self.state.lock();
+        match state.live.files.get(&self.file) {
+            Some(content) => content.read(buf, offset),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.check(buf, offset)?;
+        if matches!(self.mode, OpenMode::Read | OpenMode::ReadDirect) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut state = self.state.lock();
+        let len = state.live.files.get(&self.file).map_or(0, |f| f.len);
+        state.room((offset + buf.len() as u64).saturating_sub(len))?;
+        let (file, bytes) = (self.file, Arc::from(buf));
+        if self.mode != OpenMode::JournalDirect {
+            state.change(Change::Write { file, offset, bytes });
+            return Ok(());
+        }
+        if state.sync(None, None)? {
+            state.change(Change::DirectWrite { file, offset, bytes });
+        } else {
+            state.live.apply(&Change::Write { file, offset, bytes });
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let file = self.file;
+        if state.sync(Some(file), None)? {
+            state.change(Change::Sync { file });
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state.lock().live.files.get(&self.file).map_or(0, |f| f.len))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let before = state.live.files.get(&self.file).map_or(0, |f| f.len);
+        state.room(len.saturating_sub(before))?;
+        state.change(Change::SetLen { file: self.file, len });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> PathBuf {
+        Path::new("/d").join(name)
+    }
+
+    fn disk() -> SimDisk {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/d")).unwrap();
+        disk
+    }
+
+    #[test]
+    fn keeps_the_rules_of_a_disk() {
+        let disk = disk();
+        super::super::conformance::run(&disk, Path::new("/d"));
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_synced_and_any_part_of_the_rest() {
+        let disk = disk();
+        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
+        file.write_all_at(&[1; 2048], 0).unwrap();
+        file.sync_data().unwrap();
+        assert!(disk.crash(&Crash::Lost).files().is_empty(), "the name is not durable");
+        disk.sync_dir(Path::new("/d")).unwrap();
+        file.write_all_at(&[2; 2048], 0).unwrap();
+        assert_eq!(disk.crash(&Crash::Lost).bytes(&path("a")).unwrap(), [1; 2048]);
+        assert_eq!(disk.crash(&Crash::Kept).bytes(&path("a")).unwrap(), [2; 2048]);
+        let torn = disk.crash(&Crash::TornAfter(1)).bytes(&path("a")).unwrap();
+        assert_eq!((torn[511], torn[512]), (2, 1));
+        disk.rename(&path("a"), &path("b")).unwrap();
+        assert!(disk.crash(&Crash::Lost).bytes(&path("a")).is_ok());
+        assert!(disk.crash(&Crash::Kept).bytes(&path("b")).is_ok());
+    }
+
+    #[test]
+    fn a_failed_sync_loses_its_pages_and_a_second_one_does_not_bring_them_back() {
+        let disk = disk();
+        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        file.write_all_at(&[1; 100], 0).unwrap();
+        disk.fail_sync_in(0);
+        assert!(file.sync_data().is_err());
+        file.sync_data().unwrap();
+        let mut seen = [0; 100];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, [1; 100], "the cache still shows it");
+        assert!(disk.crash(&Crash::Kept).bytes(&path("a")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_and_a_lying_sync() {
+        let disk = disk();
+        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        disk.limit(Some(10));
+        let full = file.write_all_at(&[1; 11], 0).map_err(|e| e.kind());
+        assert_eq!(full, Err(io::ErrorKind::StorageFull));
+        disk.lie(true);
+        file.write_all_at(&[1; 10], 0).unwrap();
+        file.sync_data().unwrap();
+        assert!(disk.crash(&Crash::Lost).bytes(&path("a")).unwrap().is_empty());
+    }
+}
