@@ -1,0 +1,36 @@
+//! Which bookies a ledger goes to. The seam is narrow on purpose: the protocol asks for some bookies outside a set, and takes
+//! fewer when there are no more; zones, load and labels are the placement's own affair.
+
+use crate::rpc::BookieRef;
+
+/// Chooses bookies.
+pub trait Placement: Send + Sync + 'static {
+    /// Up to `count` writable bookies, most wanted first, none of `exclude`, none twice. A bookie of an excluded name but another
+    /// incarnation is another store and may be chosen: else a ledger over a node that lost its disk could not be closed for
+    /// want of a spare. Never blocks: it answers from what it knows.
+    fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef>;
+}
+
+/// Always the same bookies, in the same order: standalone, and tests.
+#[derive(Clone, Debug)]
+pub struct StaticPlacement(Vec<BookieRef>);
+
+impl StaticPlacement {
+    /// A placement over these bookies.
+    #[must_use]
+    pub fn new(bookies: Vec<BookieRef>) -> Self {
+        Self(bookies)
+    }
+}
+
+impl Placement for StaticPlacement {
+    fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef> {
+        self.0.iter().filter(|b| !exclude.contains(b)).take(count).cloned().collect()
+    }
+}
+
+impl<F: Fn(usize, &[BookieRef]) -> Vec<BookieRef> + Send + Sync + 'static> Placement for F {
+    fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef> {
+        self(count, exclude)
+    }
+}
