@@ -1,0 +1,154 @@
+//! A segment's bytes: blocks of entries in (ledger, id) order, then a footer, then a trailer.
+//!
+//! Block: magic `GMBK` 4, CRC32C u32, length of the entries u32, number u32, entries. The CRC covers segment id u64, offset of
+//! the block u64, and all behind the CRC: a block written to a wrong place shows. Entry: ledger u64, id u64, CRC u32, entry header
+//! 32, length u32, payload.
+//!
+//! Footer: runs {ledger u64, first u64, count u64}, then blocks {offset u64, length u64, first ledger u64, first id u64}.
+//! Trailer, last 32 bytes: magic `GMSEGF01` 8, segment id u64, runs u32, blocks u32, CRC32C u32 over the footer and the 24 bytes
+//! before, version u32 = 1.
+
+use super::{Fields, journal::decode_entry};
+use bytes::Bytes;
+use geminga_bookie_client::entry::{Entry, HEADER_LEN};
+use geminga_common::checksum::Crc32c;
+use geminga_common::ids::LedgerId;
+
+const BLOCK_MAGIC: &[u8; 4] = b"GMBK";
+const TRAILER_MAGIC: &[u8; 8] = b"GMSEGF01";
+const VERSION: u32 = 1;
+pub(crate) const BLOCK_HEADER: usize = 16;
+pub(crate) const TRAILER: usize = 32;
+const ENTRY_HEAD: usize = 16 + 4 + HEADER_LEN + 4;
+
+/// Contiguous ids of one ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    pub(crate) ledger: LedgerId,
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+}
+
+/// Where a block lies and what it starts with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Block {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) ledger: LedgerId,
+    pub(crate) first: u64,
+}
+
+/// What is where in a segment. Both tables rise by (ledger, id).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Footer {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) blocks: Vec<Block>,
+}
+
+/// Starts a block in `out`.
+pub(crate) fn begin_block(out: &mut Vec<u8>) {
+    out.extend_from_slice(BLOCK_MAGIC);
+    out.extend_from_slice(&[0; BLOCK_HEADER - 4]);
+}
+
+pub(crate) fn push_entry(out: &mut Vec<u8>, ledger: LedgerId, entry: &Entry) {
+    out.reserve(ENTRY_HEAD + entry.payload.len());
+    out.extend_from_slice(&ledger.0.to_le_bytes());
+    out.extend_from_slice(&entry.id.0.to_le_bytes());
+    out.extend_from_slice(&entry.crc.to_le_bytes());
+    out.extend_from_slice(&entry.header.encode());
+    out.extend_from_slice(&(entry.payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&entry.payload);
+}
+
+fn block_crc(segment: u64, offset: u64, rest: &[u8]) -> u32 {
+    Crc32c::new().update(&segment.to_le_bytes()).update(&offset.to_le_bytes()).update(rest).value()
+}
+
+/// Completes the block that starts at `start` of `out` and will lie at `offset` of the file.
+pub(crate) fn finish_block(out: &mut [u8], start: usize, count: u32, segment: u64, offset: u64) {
+    let block = &mut out[start..];
+    let len = (block.len() - BLOCK_HEADER) as u32;
+    block[8..12].copy_from_slice(&len.to_le_bytes());
+    block[12..16].copy_from_slice(&count.to_le_bytes());
+    let crc = block_crc(segment, offset, &block[8..]);
+    block[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// A checked block.
+#[derive(Clone, Debug)]
+pub(crate) struct Entries {
+    bytes: Bytes,
+    left: u32,
+}
+
+/// Checks a block and gives its entries; `None` when anything is wrong.
+pub(crate) fn open_block(block: &Bytes, segment: u64, offset: u64) -> Option<Entries> {
+    let mut f = Fields(block);
+    let (magic, crc, len, count) = (f.take(4)?, f.u32()?, f.u32()? as usize, f.u32()?);
+    let sound = magic == BLOCK_MAGIC && f.0.len() == len && crc == block_crc(segment, offset, &block[8..]);
+    sound.then(|| Entries { bytes: block.slice(BLOCK_HEADER..), left: count })
+}
+
+impl Iterator for Entries {
+    /// An entry, or `None` inside when the block does not parse.
+    type Item = Option<(LedgerId, Entry)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let mut f = Fields(&self.bytes);
+        let item = (|| Some((LedgerId(f.u64()?), decode_entry(&mut f, &self.bytes)?)))();
+        let used = self.bytes.len() - f.0.len();
+        match item {
+            Some(_) => drop(self.bytes.split_to(used)),
+            None => self.left = 0,
+        }
+        Some(item)
+    }
+}
+
+impl Footer {
+    pub(crate) fn encode(&self, segment: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.runs.len() * 24 + self.blocks.len() * 32 + TRAILER);
+        for run in &self.runs {
+            for word in [run.ledger.0, run.first, run.count] {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        for block in &self.blocks {
+            for word in [block.offset, block.len, block.ledger.0, block.first] {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        out.extend_from_slice(TRAILER_MAGIC);
+        out.extend_from_slice(&segment.to_le_bytes());
+        out.extend_from_slice(&(self.runs.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
+        let crc = Crc32c::new().update(&out).value();
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8], segment: u64) -> Option<Self> {
+        let tables = bytes.len().checked_sub(TRAILER)?;
+        let mut t = Fields(&bytes[tables..]);
+        let (magic, id, runs, blocks) = (t.take(8)?, t.u64()?, t.u32()? as usize, t.u32()? as usize);
+        let (crc, version) = (t.u32()?, t.u32()?);
+        let sum = Crc32c::new().update(&bytes[..bytes.len() - 8]).value();
+        let len = runs.checked_mul(24)?.checked_add(blocks.checked_mul(32)?)?;
+        if magic != TRAILER_MAGIC || id != segment || version != VERSION || sum != crc || len != tables {
+            return None;
+        }
+        let mut f = Fields(&bytes[..tables]);
+        let runs = (0..runs)
+            .map(|_| Some(Run { ledger: LedgerId(f.u64()?), first: f.u64()?, count: f.u64()? }))
+            .collect::<Option<Vec<_>>>()?;
+        let blocks = (0..blocks)
+            .map(|_| {
+                Some(Block { offset: f.u64()?, len: f.u64()?, ledger: LedgerId(f.u64()?), first: f.u64()? })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(Self { runs, blocks })
+    }
+}

@@ -1,0 +1,169 @@
+//! Golden bytes of every format. A change here is a change of format: it needs a new version, and the old bytes stay readable.
+
+use super::identity::{Format, FormatError, Identity};
+use super::journal::{self, BatchHead, Record};
+use super::row::LedgerRow;
+use super::segment::{self, Block, Footer, Run};
+use bytes::Bytes;
+use geminga_bookie_client::entry::{Entry, Header, Kind};
+use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
+use std::sync::Arc;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn entry(ledger: u64, id: u64, payload: &'static [u8]) -> Entry {
+    let header = Header {
+        kind: Kind::Messages,
+        messages: 2,
+        first_index: MessageIndex(3),
+        timestamp_ms: 4,
+        bytes_before: 0,
+    };
+    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from_static(payload))
+}
+
+fn attributes() -> LedgerAttributes {
+    LedgerAttributes {
+        kind: LedgerKind::TopicData,
+        owner: "p/n/t".to_owned(),
+        topic: TopicId(1),
+        ordinal: 2,
+        predecessor: Some(LedgerId(3)),
+        owner_epoch: OwnerEpoch(4),
+        first_index: MessageIndex(5),
+    }
+}
+
+fn records() -> Vec<Record> {
+    vec![
+        Record::Add { ledger: LedgerId(1), entry: entry(1, 0, b"ab") },
+        Record::Term { ledger: LedgerId(1), term: Term(2) },
+        Record::Hint { ledger: LedgerId(1), lac: Some(EntryId(0)), lafr: None },
+        Record::Delete { ledger: LedgerId(2) },
+        Record::Seal { ledger: LedgerId(1), last: Some(EntryId(0)) },
+        Record::Attributes { ledger: LedgerId(1), attributes: Arc::new(attributes()) },
+        Record::ReplayStopped { seq: 9 },
+        Record::Idle,
+    ]
+}
+
+fn batch() -> (Vec<u8>, usize) {
+    let records = records();
+    let len = records.iter().map(Record::len).sum();
+    let mut out = vec![0xEE; 8192];
+    let head = BatchHead { generation: 7, seq: 8, durable: 6 };
+    let total = journal::encode_batch(&mut out, 0x1122, head, &records, len);
+    out.truncate(total);
+    (out, journal::BATCH_HEADER + len)
+}
+
+fn block() -> Vec<u8> {
+    let mut out = vec![0xEE; 3];
+    segment::begin_block(&mut out);
+    segment::push_entry(&mut out, LedgerId(1), &entry(1, 0, b"ab"));
+    segment::push_entry(&mut out, LedgerId(2), &entry(2, 5, b""));
+    segment::finish_block(&mut out, 3, 2, 9, 4096);
+    out.split_off(3)
+}
+
+fn footer() -> Footer {
+    Footer {
+        runs: vec![
+            Run { ledger: LedgerId(1), first: 0, count: 1 },
+            Run { ledger: LedgerId(2), first: 5, count: 1 },
+        ],
+        blocks: vec![Block { offset: 4096, len: 130, ledger: LedgerId(1), first: 0 }],
+    }
+}
+
+fn golden() -> Vec<(&'static str, Vec<u8>)> {
+    let (batch, end) = batch();
+    let format = Format { store: 0x1122, cluster: "c".to_owned() };
+    let identity = Identity { store: 0x1122, incarnation: Incarnation(3), boot: 4, data_loss: true };
+    let row = LedgerRow {
+        term: Term(2),
+        tombstone: false,
+        sealed: Some(None),
+        lac: Some(EntryId(1)),
+        lafr: None,
+        flushed: Some(EntryId(7)),
+        attributes: Some(Arc::new(attributes())),
+    };
+    vec![
+        ("FORMAT", format.encode()),
+        ("IDENTITY", identity.encode()),
+        ("journal header", journal::encode_header(0x1122, 7).to_vec()),
+        ("journal batch", batch[..end].to_vec()),
+        ("segment block", block()),
+        ("segment footer", footer().encode(9)),
+        ("ledger row", row.encode()),
+    ]
+}
+
+#[test]
+fn every_format_keeps_its_bytes() {
+    let lines: Vec<String> = golden().iter().map(|(name, bytes)| format!("{name}: {}", hex(bytes))).collect();
+    let known: Vec<&str> = include_str!("golden.txt").lines().collect();
+    assert_eq!(lines, known, "formats have changed:\n{}", lines.join("\n"));
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let (bytes, end) = batch();
+    let found = journal::decode_batch(&bytes, 0x1122, 7).unwrap();
+    assert_eq!(found.head, BatchHead { generation: 7, seq: 8, durable: 6 });
+    let body = Bytes::copy_from_slice(&bytes[journal::BATCH_HEADER..end]);
+    assert_eq!(journal::decode_records(&body, found.count).unwrap(), records());
+    let block = Bytes::from(block());
+    let entries: Vec<_> = segment::open_block(&block, 9, 4096).unwrap().map(Option::unwrap).collect();
+    assert_eq!(entries, [(LedgerId(1), entry(1, 0, b"ab")), (LedgerId(2), entry(2, 5, b""))]);
+    assert_eq!(Footer::decode(&footer().encode(9), 9), Some(footer()));
+    for (name, bytes) in golden() {
+        match name {
+            "FORMAT" => assert_eq!(Format::decode(&bytes).unwrap().encode(), bytes),
+            "IDENTITY" => assert_eq!(Identity::decode(&bytes).unwrap().encode(), bytes),
+            "ledger row" => assert_eq!(LedgerRow::decode(&bytes).unwrap().encode(), bytes),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn no_flipped_bit_passes() {
+    let (batch, end) = batch();
+    for (name, bytes) in golden() {
+        for at in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[at / 8] ^= 1 << (at % 8);
+            let passes = match name {
+                "FORMAT" => Format::decode(&bad).is_ok(),
+                "IDENTITY" => Identity::decode(&bad).is_some(),
+                "journal header" => journal::decode_header(&bad, 0x1122).is_some_and(|g| g == 7),
+                "journal batch" => {
+                    let mut whole = batch.clone();
+                    whole[..end].copy_from_slice(&bad);
+                    journal::decode_batch(&whole, 0x1122, 7).is_some()
+                }
+                "segment block" => segment::open_block(&Bytes::from(bad), 9, 4096).is_some(),
+                "segment footer" => Footer::decode(&bad, 9).is_some(),
+                _ => false,
+            };
+            assert!(!passes, "{name}: flipped bit {at} passes");
+        }
+    }
+    // Neither does a block in a wrong place, a batch of another store, or an older generation.
+    assert!(segment::open_block(&Bytes::from(block()), 9, 8192).is_none());
+    assert!(journal::decode_batch(&batch, 0x1123, 7).is_none());
+    assert!(journal::decode_batch(&batch, 0x1122, 6).is_none());
+}
+
+#[test]
+fn a_newer_format_is_recognised_whatever_follows() {
+    let mut newer = Format { store: 1, cluster: "c".to_owned() }.encode();
+    newer[8] = 2;
+    newer.truncate(13);
+    assert_eq!(Format::decode(&newer), Err(FormatError::Newer(2)));
+}

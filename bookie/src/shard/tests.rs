@@ -1,0 +1,138 @@
+//! Stories of the machine: operations in, batches and answers out.
+
+use super::*;
+use bytes::Bytes;
+use geminga_bookie_client::entry::{Header, Kind};
+use geminga_common::disk::sim::SimDisk;
+use geminga_common::disk::{Disk, OpenMode};
+use geminga_common::ids::{BookieId, MessageIndex};
+use std::path::Path;
+use std::sync::Mutex;
+
+type Told = Arc<Mutex<Vec<(u64, Result<(), AddError>)>>>;
+
+struct Story {
+    shard: Shard,
+    told: Told,
+}
+
+fn file(name: &str) -> JournalFile {
+    let disk = SimDisk::new();
+    let file = disk.open(&Path::new("/").join(name), OpenMode::CreateNew).unwrap();
+    JournalFile { generation: 1, capacity: 64 << 10, file }
+}
+
+fn entry(id: u64, text: &'static [u8]) -> Entry {
+    let header = Header {
+        kind: Kind::Messages,
+        messages: 1,
+        first_index: MessageIndex(id),
+        timestamp_ms: 0,
+        bytes_before: 0,
+    };
+    Entry::new(LedgerId(1), EntryId(id), header, Bytes::from_static(text))
+}
+
+impl Story {
+    fn new() -> Self {
+        let mut config = Config::new(BookieId::new("b").unwrap(), "/d".into(), "c");
+        config.control_reserve = 8192;
+        config.write_cache = 8192;
+        let set = Arc::new(SegmentSet::default());
+        let mut shard = Shard::new(Arc::new(config), set, Status::Serving);
+        shard.begin(1, file("j"), Vec::new(), Vec::new());
+        let first = shard.next_batch().unwrap();
+        assert_eq!(first.records, [Record::ReplayStopped { seq: 1 }]);
+        assert!(shard.written(1, true).is_empty());
+        Self { shard, told: Told::default() }
+    }
+
+    fn add(&mut self, tag: u64, term: u64, entries: Vec<Entry>) -> &'static str {
+        let told = self.told.clone();
+        let done: AddDone = Box::new(move |result| told.lock().unwrap().push((tag, result)));
+        let term = Term(term);
+        let add = Add { ledger: LedgerId(1), term, lac: None, lafr: None, attributes: None, entries };
+        match self.shard.admit(Op::Add { add, checked: Ok(()), stored: None, done }, Mono::ZERO) {
+            Admitted::Queued => "queued",
+            Admitted::Answered(told) => {
+                answer(told);
+                "answered"
+            }
+            Admitted::Lookup(_) => "lookup",
+            Admitted::Blocked(_) => "blocked",
+        }
+    }
+
+    fn written(&mut self, seq: u64, good: bool) {
+        self.shard.written(seq, good).into_iter().for_each(answer);
+    }
+
+    fn told(&self) -> Vec<(u64, Result<(), AddError>)> {
+        std::mem::take(&mut self.told.lock().unwrap())
+    }
+}
+
+#[test]
+fn answers_leave_in_sequence_though_writes_end_out_of_order() {
+    let mut story = Story::new();
+    story.add(1, 1, vec![entry(0, b"a")]);
+    assert_eq!(story.shard.next_batch().unwrap().head.seq, 2);
+    story.add(2, 1, vec![entry(1, b"b")]);
+    assert_eq!(story.shard.next_batch().unwrap().head.seq, 3);
+    story.written(3, true);
+    assert_eq!(story.told(), []);
+    story.written(2, true);
+    assert_eq!(story.told(), [(1, Ok(())), (2, Ok(()))]);
+}
+
+#[test]
+fn a_duplicate_waits_for_the_first_copy_and_its_term() {
+    let mut story = Story::new();
+    story.add(1, 1, vec![entry(0, b"a")]);
+    let first = story.shard.next_batch().unwrap();
+    assert_eq!(story.add(2, 1, vec![entry(0, b"a")]), "queued");
+    assert!(story.shard.next_batch().is_none(), "nothing new to write");
+    assert_eq!(story.told(), []);
+    story.written(first.head.seq, true);
+    assert_eq!(story.told(), [(1, Ok(())), (2, Ok(()))]);
+    assert_eq!(story.add(3, 1, vec![entry(0, b"a")]), "answered");
+    assert_eq!(story.told(), [(3, Ok(()))]);
+    assert_eq!(story.add(4, 2, vec![entry(0, b"a")]), "queued");
+    let raise = story.shard.next_batch().unwrap();
+    assert_eq!(raise.records, [Record::Term { ledger: LedgerId(1), term: Term(2) }]);
+    story.written(raise.head.seq, true);
+    assert_eq!(story.add(5, 1, vec![entry(1, b"b")]), "answered");
+    assert_eq!(story.told(), [(4, Ok(())), (5, Err(AddError::StaleTerm(Term(2))))]);
+    story.add(6, 2, vec![entry(0, b"other")]);
+    assert_eq!(story.told(), [(6, Err(AddError::Conflict(EntryId(0))))]);
+}
+
+#[test]
+fn a_failed_write_ends_everything() {
+    let mut story = Story::new();
+    story.add(1, 1, vec![entry(0, b"a")]);
+    let first = story.shard.next_batch().unwrap();
+    story.add(2, 1, vec![entry(1, b"b")]);
+    story.written(first.head.seq, false);
+    let unknown = || Err(AddError::Unknown("journal write failed"));
+    assert_eq!(story.told(), [(1, unknown()), (2, unknown())]);
+    story.add(3, 1, vec![entry(2, b"c")]);
+    assert_eq!(story.told(), [(3, Err(AddError::Failed))]);
+    assert!(story.shard.next_batch().is_none());
+}
+
+#[test]
+fn a_full_cache_makes_adds_wait_for_a_flush() {
+    let mut story = Story::new();
+    let mut id = 0;
+    while story.add(id, 1, vec![entry(id, &[7; 1000])]) == "queued" {
+        id += 1;
+    }
+    assert!(id >= 6, "{id}");
+    assert_eq!(story.shard.flush_due(), Some(Mono::ZERO));
+    let plan = story.shard.begin_flush().unwrap();
+    assert_eq!(story.add(id, 1, vec![entry(id, &[7; 1000])]), "blocked");
+    story.shard.end_flush(plan, Arc::new(SegmentSet::default()));
+    assert_eq!(story.add(id, 1, vec![entry(id, &[7; 1000])]), "queued");
+    assert_eq!(story.add(99, 1, vec![entry(0, &[7; 1000])]), "lookup");
+}

@@ -1,0 +1,162 @@
+//! What must hold after a crash: acked ⊆ recovered ⊆ issued, byte for byte; fences, seals and deletions kept; absence claimed only
+//! where it is true.
+
+use crate::workload::{Asked, What, clock, entry};
+use geminga_bookie::steps::Steps;
+use geminga_bookie::{Config, Health, OpenError};
+use geminga_bookie_client::rpc::{Add, AddError, ControlError, Read, ReadAnswer, ReadClass};
+use geminga_common::disk::sim::SimDisk;
+use geminga_common::ids::{EntryId, LedgerId, Term};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// What is expected of the store after a crash at one point.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Expected {
+    /// Id → whether it was acknowledged.
+    adds: BTreeMap<(u64, u64), bool>,
+    fences: BTreeMap<u64, u64>,
+    seals: BTreeMap<u64, (Option<u64>, bool)>,
+    deletes: BTreeMap<u64, bool>,
+}
+
+impl Expected {
+    pub(crate) fn at(story: &[Asked], position: usize) -> Self {
+        let mut out = Self::default();
+        for asked in story.iter().filter(|a| a.issued <= position) {
+            let acked = asked.acked.is_some_and(|at| at <= position);
+            match asked.what {
+                What::Add(ledger, id) => *out.adds.entry((ledger, id)).or_default() |= acked,
+                What::Fence(ledger, term) if acked => {
+                    let known = out.fences.entry(ledger).or_default();
+                    *known = term.max(*known);
+                }
+                What::Fence(..) => {}
+                What::Seal(ledger, last) => match out.seals.get_mut(&ledger) {
+                    Some(seal) if seal.0 == last => seal.1 |= acked,
+                    // A seal at another end is refused, unless the first never arrived.
+                    Some(_) => {}
+                    None => drop(out.seals.insert(ledger, (last, acked))),
+                },
+                What::Delete(ledger) => *out.deletes.entry(ledger).or_default() |= acked,
+            }
+        }
+        out
+    }
+
+    /// Whether an entry may be gone for a good reason.
+    fn may_be_gone(&self, ledger: u64, id: u64) -> bool {
+        let sealed = self.seals.get(&ledger).is_some_and(|(last, _)| last.is_none_or(|last| id > last));
+        sealed || self.deletes.contains_key(&ledger)
+    }
+}
+
+/// How much damage was done: a crash alone excuses nothing, bad bytes excuse `Unknown`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Excuse {
+    Crash,
+    Damage,
+}
+
+pub(crate) fn open(disk: &SimDisk, config: &Config) -> Result<Steps, OpenError> {
+    Steps::open(config.clone(), Arc::new(disk.clone()), clock())
+}
+
+fn read(steps: &Steps, ledger: u64, id: u64) -> ReadAnswer {
+    let (first, bytes_max) = (EntryId(id), 1);
+    steps.read(Read { ledger: LedgerId(ledger), first, last: first, bytes_max, class: ReadClass::Tail })
+}
+
+/// The violations of an opened store.
+pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> Vec<String> {
+    let mut bad = Vec::new();
+    if steps.health() != Health::Serving && excuse == Excuse::Crash {
+        bad.push(format!("a crash alone made it {:?}", steps.health()));
+    }
+    for ((ledger, id), acked) in &expected.adds {
+        let answer = read(steps, *ledger, *id);
+        let good = match &answer {
+            ReadAnswer::Found(found) => found[..] == [entry(*ledger, *id)],
+            ReadAnswer::NotFound(_) => !acked || expected.may_be_gone(*ledger, *id),
+            ReadAnswer::Unknown(_) => excuse == Excuse::Damage,
+        };
+        if !good {
+            bad.push(format!("entry {ledger}:{id} acked={acked}: {answer:?}"));
+        }
+    }
+    for ledger in 1..=5 {
+        let next =
+            expected.adds.keys().filter(|(l, _)| *l == ledger).map(|(_, id)| id + 1).max().unwrap_or(0);
+        for id in next..next + 3 {
+            if let ReadAnswer::Found(_) = read(steps, ledger, id) {
+                bad.push(format!("entry {ledger}:{id} was never issued"));
+            }
+        }
+    }
+    present(steps, expected, excuse, &mut bad);
+    states(steps, expected, excuse, &mut bad);
+    bad
+}
+
+fn present(steps: &Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<String>) {
+    for ledger in 1..=5 {
+        let Ok(tail) = steps.tail(LedgerId(ledger), EntryId(0)) else { continue };
+        let within = |runs: &[geminga_bookie_client::rpc::IdRange], id: u64| {
+            runs.iter().any(|run| run.first.0 <= id && id <= run.last.0)
+        };
+        for ((_, id), acked) in expected.adds.iter().filter(|((l, _), _)| *l == ledger) {
+            let held = within(&tail.present, *id) || within(&tail.doubtful, *id);
+            if *acked && !held && !expected.may_be_gone(ledger, *id) {
+                bad.push(format!("tail of ledger {ledger} lacks {id}"));
+            }
+        }
+        for found in &tail.entries {
+            if !expected.adds.contains_key(&(ledger, found.id.0)) || *found != entry(ledger, found.id.0) {
+                bad.push(format!("tail of ledger {ledger} has a wrong {}", found.id));
+            }
+        }
+        if !tail.doubtful.is_empty() && excuse == Excuse::Crash {
+            bad.push(format!("a crash alone left doubt in ledger {ledger}: {:?}", tail.doubtful));
+        }
+    }
+}
+
+fn states(steps: &mut Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<String>) {
+    let excused = excuse == Excuse::Damage && steps.health() != Health::Serving;
+    for (ledger, term) in &expected.fences {
+        let answer = stale_add(steps, *ledger, term - 1);
+        let refused = match answer {
+            Some(Err(AddError::StaleTerm(now))) => now.0 >= *term,
+            Some(Err(AddError::Tombstoned)) => expected.deletes.contains_key(ledger),
+            Some(Err(AddError::Failed)) => excused,
+            _ => false,
+        };
+        if !refused {
+            bad.push(format!("ledger {ledger} was fenced at {term}: {answer:?}"));
+        }
+    }
+    for (ledger, (last, acked)) in expected.seals.iter().filter(|(_, (_, acked))| *acked) {
+        let stat = steps.stat(LedgerId(*ledger));
+        let sealed = stat.as_ref().is_ok_and(|stat| stat.sealed == Some(last.map(EntryId)));
+        let deleted = stat == Err(ControlError::Tombstoned) && expected.deletes.contains_key(ledger);
+        if *acked && !sealed && !deleted && !excused {
+            bad.push(format!("ledger {ledger} was sealed at {last:?}: {stat:?}"));
+        }
+    }
+    for (ledger, _) in expected.deletes.iter().filter(|(_, acked)| **acked) {
+        let stat = steps.stat(LedgerId(*ledger));
+        if stat != Err(ControlError::Tombstoned) && !excused {
+            bad.push(format!("ledger {ledger} was deleted: {stat:?}"));
+        }
+    }
+}
+
+/// An add of nothing at a term below the fence.
+fn stale_add(steps: &mut Steps, ledger: u64, term: u64) -> Option<Result<(), AddError>> {
+    let told = Arc::new(Mutex::new(None));
+    let tell = told.clone();
+    let (term, entries) = (Term(term), Vec::new());
+    let add = Add { ledger: LedgerId(ledger), term, lac: None, lafr: None, attributes: None, entries };
+    steps.add(add, Box::new(move |result| *tell.lock().unwrap() = Some(result)));
+    told.lock().unwrap().take()
+}

@@ -1,0 +1,333 @@
+//! The crash enumerator: small workloads, and after each change of the disk every crash worth trying.
+//!
+//! `GEMINGA_CRASH_STATES=n` asks for n states instead of the default; `GEMINGA_CRASH_CHECKPOINT=file` keeps the next seed there, so
+//! that a long run goes on where it was stopped.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test
+
+mod check;
+mod workload;
+
+use check::{Excuse, Expected, check, open};
+use geminga_bookie::Config;
+use geminga_common::disk::Disk;
+use geminga_common::disk::sim::{Crash, SimDisk};
+use geminga_common::rng::Rng;
+use std::collections::BTreeMap;
+use workload::{Asked, Run, What, config};
+
+const STEPS: u64 = 45;
+/// Crashes tried at one point, at most.
+const PER_POINT: usize = 10;
+
+/// What an enumeration found.
+#[derive(Default, Debug)]
+struct Report {
+    states: u64,
+    /// The first violations, with where they were.
+    violations: Vec<String>,
+    kinds: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    fn add(&mut self, place: &str, found: Vec<String>) {
+        self.states += 1;
+        let room = 5_usize.saturating_sub(self.violations.len());
+        self.violations.extend(found.into_iter().map(|text| format!("{place}: {text}")).take(room));
+    }
+
+    fn done(&self, target: u64) -> bool {
+        self.states >= target || !self.violations.is_empty()
+    }
+}
+
+/// A fault of the run itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    None,
+    SyncFails(u64),
+    Lies,
+}
+
+struct Recorded {
+    start: SimDisk,
+    end: SimDisk,
+    story: Vec<Asked>,
+    config: Config,
+}
+
+fn record(config: &Config, seed: u64, fault: Fault) -> Recorded {
+    let disk = SimDisk::new();
+    drop(open(&disk, config).expect("formats"));
+    let start = disk.fork();
+    let disk = start.fork();
+    disk.record();
+    let mut run = Run::new(disk.clone(), config.clone(), seed);
+    match fault {
+        Fault::None => {}
+        Fault::SyncFails(n) => disk.fail_sync_in(n),
+        Fault::Lies => disk.lie(true),
+    }
+    for _ in 0..STEPS {
+        run.step(fault == Fault::None);
+    }
+    run.settle();
+    let story = run.story.lock().unwrap().clone();
+    Recorded { start, end: disk, story, config: config.clone() }
+}
+
+/// Tries crashes at every point of a recorded run.
+fn crashes(run: &Recorded, seed: u64, target: u64, report: &mut Report) {
+    let mut history = run.end.history(&run.start);
+    let mut rng = Rng::seeded(seed);
+    loop {
+        let expected = Expected::at(&run.story, history.position());
+        let mut all = history.crashes(4, seed);
+        while all.len() > PER_POINT {
+            // The plain ones stay, of the rest a sample.
+            all.swap_remove(2 + rng.below(all.len() as u64 - 2) as usize);
+        }
+        for crash in all {
+            let place = format!("seed {seed} change {} {crash:?}", history.position());
+            let disk = history.disk(&crash);
+            *report.kinds.entry(kind(&crash)).or_default() += 1;
+            let found = recover(&disk, run, &expected, rng.next_u64());
+            report.add(&place, found);
+            if report.done(target) {
+                return;
+            }
+        }
+        if !history.step() {
+            return;
+        }
+    }
+}
+
+fn kind(crash: &Crash) -> &'static str {
+    match crash {
+        Crash::Lost => "lost",
+        Crash::Kept => "kept",
+        Crash::AllBut(_) => "all but one",
+        Crash::Only(_) => "only one",
+        Crash::TornAfter(_) | Crash::TornBefore(_) => "torn",
+        Crash::Random(_) => "random",
+    }
+}
+
+/// Opens after a crash and checks; now and then crashes again during the recovery, and goes on working after it.
+fn recover(disk: &SimDisk, run: &Recorded, expected: &Expected, dice: u64) -> Vec<String> {
+    let before = disk.fork();
+    let again = dice.is_multiple_of(4);
+    if again {
+        disk.record();
+    }
+    let mut steps = match open(disk, &run.config) {
+        Ok(steps) => steps,
+        Err(error) => return vec![format!("does not open: {error}")],
+    };
+    let found = check(&mut steps, expected, Excuse::Crash);
+    drop(steps);
+    if !found.is_empty() {
+        return found;
+    }
+    if again {
+        let mut history = disk.history(&before);
+        let mut rng = Rng::seeded(dice);
+        let stop = rng.below(disk.position() as u64 + 1) as usize;
+        while history.position() < stop && history.step() {}
+        let all = history.crashes(3, dice);
+        let second = history.disk(&all[rng.below(all.len() as u64) as usize]);
+        let mut steps = match open(&second, &run.config) {
+            Ok(steps) => steps,
+            Err(error) => return vec![format!("does not open after a second crash: {error}")],
+        };
+        let found = check(&mut steps, expected, Excuse::Crash);
+        if !found.is_empty() {
+            return found.into_iter().map(|text| format!("after a second crash: {text}")).collect();
+        }
+    }
+    if dice.is_multiple_of(8) { go_on(disk, run, expected, dice) } else { Vec::new() }
+}
+
+/// A hundred more adds, a flush or two, a power cut; nothing old or new may be gone.
+fn go_on(disk: &SimDisk, run: &Recorded, expected: &Expected, seed: u64) -> Vec<String> {
+    let mut more = Run::new(disk.clone(), run.config.clone(), seed);
+    for id in 0..100 {
+        more.add(100, &[id]);
+        if id % 3 == 0 {
+            more.steps.write_all();
+        }
+        if id % 40 == 39 {
+            more.steps.prepare();
+            more.steps.flush();
+        }
+    }
+    more.settle();
+    let acked = more.story.lock().unwrap().iter().filter(|a| a.acked.is_some()).count();
+    drop(more.steps);
+    let survivor = disk.crash(&Crash::Lost);
+    let mut steps = match open(&survivor, &run.config) {
+        Ok(steps) => steps,
+        Err(error) => return vec![format!("does not open after going on: {error}")],
+    };
+    let mut found = check(&mut steps, expected, Excuse::Crash);
+    let stat = steps.stat(geminga_common::ids::LedgerId(100)).expect("a ledger that was added to");
+    let held: u64 = stat.present.iter().map(|run| run.last.0 - run.first.0 + 1).sum();
+    if acked < 60 || held < acked as u64 {
+        found.push(format!("of {acked} more acknowledged entries {held} are there"));
+    }
+    found
+}
+
+/// Damage to bytes that were durable, after the run has come to rest.
+fn damage(run: &Recorded, seed: u64, count: u64, report: &mut Report) {
+    let expected = Expected::at(&run.story, usize::MAX);
+    let calm = run.end.crash(&Crash::Kept);
+    let mut rng = Rng::seeded(seed);
+    let files: Vec<_> = calm
+        .files()
+        .into_iter()
+        .filter(|(path, len)| *len > 0 && path.extension().is_some_and(|e| e == "jnl" || e == "seg"))
+        .collect();
+    for n in 0..count {
+        let disk = calm.fork();
+        let place = if n % 8 == 7 {
+            let gone = ["journal/IDENTITY", "IDENTITY", "manifest.redb"][rng.below(3) as usize];
+            let path = run.config.data_dir.join(gone);
+            disk.remove(&path).expect("it is there");
+            disk.sync_dir(path.parent().expect("it has one")).expect("sync");
+            format!("seed {seed} without {gone}")
+        } else {
+            let (path, len) = &files[rng.below(files.len() as u64) as usize];
+            let (byte, bit) = (rng.below(*len), rng.below(8) as u8);
+            disk.flip(path, byte, bit);
+            format!("seed {seed} flip {}:{byte}.{bit}", path.display())
+        };
+        *report.kinds.entry("damage").or_default() += 1;
+        let found = match open(&disk, &run.config) {
+            Ok(mut steps) => check(&mut steps, &expected, Excuse::Damage),
+            Err(error) => vec![format!("does not open: {error}")],
+        };
+        report.add(&place, found);
+        if !report.violations.is_empty() {
+            return;
+        }
+    }
+}
+
+fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) -> (Report, u64) {
+    let mut report = Report::default();
+    while !report.done(target) {
+        let fault = fault.unwrap_or(match seed % 5 {
+            4 => Fault::SyncFails(seed / 5 % 23),
+            _ => Fault::None,
+        });
+        let run = record(config, seed, fault);
+        crashes(&run, seed, target, &mut report);
+        if fault == Fault::None && report.violations.is_empty() {
+            damage(&run, seed, 48, &mut report);
+        }
+        seed += 1;
+    }
+    (report, seed)
+}
+
+#[test]
+fn no_crash_loses_what_was_acknowledged() {
+    let target = std::env::var("GEMINGA_CRASH_STATES").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    let checkpoint = std::env::var("GEMINGA_CRASH_CHECKPOINT").ok();
+    let seed = checkpoint.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+    let (mut states, mut seed) = (0, seed.unwrap_or(1));
+    let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
+    while states < target {
+        let (report, next) = enumerate(&config(), (target - states).min(20_000), seed, None);
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+        (states, seed) = (states + report.states, next);
+        report.kinds.iter().for_each(|(kind, n)| *kinds.entry(kind).or_default() += n);
+        if let Some(file) = &checkpoint {
+            let disk = geminga_common::disk::RealDisk;
+            write_checkpoint(&disk, std::path::Path::new(file), seed);
+        }
+    }
+    println!("crash states {states}, violations 0, next seed {seed}, kinds {kinds:?}");
+}
+
+fn write_checkpoint(disk: &dyn Disk, path: &std::path::Path, seed: u64) {
+    let new = path.with_extension("new");
+    let _absent = disk.remove(&new);
+    let file = disk.open(&new, geminga_common::disk::OpenMode::CreateNew).unwrap();
+    file.write_all_at(seed.to_string().as_bytes(), 0).unwrap();
+    file.sync_data().unwrap();
+    disk.rename(&new, path).unwrap();
+}
+
+/// A suite that never reaches the rare paths proves nothing about them.
+#[test]
+fn workloads_reach_every_path() {
+    let (mut rolled, mut recycled, mut flushed, mut collected, mut deleted) = (0, 0, 0, 0, 0);
+    for seed in 1..=40 {
+        let run = record(&config(), seed, Fault::None);
+        let files = run.end.files();
+        let of = |ext: &str| files.iter().filter(|(p, _)| p.extension().is_some_and(|e| e == ext)).count();
+        let number = |path: &std::path::Path| {
+            path.file_stem().and_then(|s| u64::from_str_radix(s.to_str()?, 16).ok()).unwrap_or(0)
+        };
+        let segments = files.iter().filter(|(p, _)| p.extension().is_some_and(|e| e == "seg"));
+        let highest = segments.map(|(p, _)| number(p)).max().unwrap_or(0);
+        rolled += usize::from(of("jnl") > 1);
+        flushed += usize::from(of("seg") > 0);
+        collected += usize::from(highest > of("seg") as u64);
+        deleted += usize::from(run.story.iter().any(|a| matches!(a.what, What::Delete(_))));
+        recycled += usize::from(files.iter().any(|(path, _)| {
+            let header = || run.end.bytes(path).ok()?.get(24..32)?.try_into().ok().map(u64::from_le_bytes);
+            path.extension().is_some_and(|e| e == "jnl") && header() != Some(number(path))
+        }));
+    }
+    println!(
+        "of 40 runs: {rolled} rolled, {recycled} recycled, {flushed} flushed, {collected} collected, {deleted} deleted"
+    );
+    for count in [rolled, recycled, flushed, collected, deleted] {
+        assert!(count > 0, "a path was never taken");
+    }
+}
+
+#[test]
+fn a_lying_sync_is_caught() {
+    let (report, _) = enumerate(&config(), 20_000, 1, Some(Fault::Lies));
+    assert!(!report.violations.is_empty(), "a disk that lies must show");
+    println!("lying sync caught after {} states: {}", report.states, report.violations[0]);
+}
+
+#[cfg(feature = "museum")]
+mod museum {
+    use super::*;
+    use geminga_bookie::mutant::Mutant;
+
+    fn caught(mutant: Mutant) {
+        let mut config = config();
+        config.mutant = Some(mutant);
+        let (report, seed) = enumerate(&config, 60_000, 1, None);
+        assert!(!report.violations.is_empty(), "{mutant:?} was not caught in {} states", report.states);
+        println!("{mutant:?} caught after {} states, seed {seed}: {}", report.states, report.violations[0]);
+    }
+
+    macro_rules! caught {
+        ($($test:ident: $mutant:ident)*) => {
+            $(#[test]
+            fn $test() {
+                caught(Mutant::$mutant);
+            })*
+        };
+    }
+
+    caught! {
+        amnesiac_answers_not_found: AmnesiacNotFound
+        unreadable_segment_is_not_found: UnreadableNotFound
+        fence_lost_on_restart: FenceLost
+        bad_record_skipped: BadRecordSkipped
+        failed_sync_retried: SyncRetried
+        checksum_failure_truncates: ChecksumTruncates
+        duplicate_acked_early: DuplicateAckedEarly
+        replayed_file_appended: ReplayedFileAppended
+    }
+}

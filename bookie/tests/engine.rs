@@ -1,0 +1,161 @@
+//! The running store on a real disk, through the in-process transport.
+
+#![allow(clippy::unwrap_used)] // a test
+
+use bytes::Bytes;
+use geminga_bookie::{Bookie, Config, InProcess};
+use geminga_bookie_client::entry::{Entry, Header, Kind};
+use geminga_bookie_client::rpc::{Add, AddError, BookieRef, BookieRpc, Read, ReadAnswer, ReadClass};
+use geminga_common::clock::SystemClock;
+use geminga_common::disk::RealDisk;
+use geminga_common::disk::sim::SimDisk;
+use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, Term};
+use geminga_common::tasks::TaskGroup;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+fn config(dir: &Path) -> Config {
+    Config::new(BookieId::new("b1").unwrap(), dir.join("bookie"), "test")
+}
+
+struct Node {
+    rpc: InProcess,
+    bookie: Bookie,
+    to: BookieRef,
+    tasks: TaskGroup,
+}
+
+impl Node {
+    fn start(config: Config) -> Self {
+        let tasks = TaskGroup::new();
+        let bookie = Bookie::open(config, RealDisk::shared(), SystemClock::shared(), &tasks).unwrap();
+        let rpc = InProcess::new([bookie.clone()]);
+        let to = rpc.refs().remove(0);
+        Self { rpc, bookie, to, tasks }
+    }
+
+    async fn stop(self) {
+        self.tasks.stop();
+        assert_eq!(self.tasks.join(Duration::from_secs(10)).await, Vec::<String>::new());
+    }
+
+    fn send(&self, ledger: u64, term: u64, entries: Vec<Entry>) -> oneshot::Receiver<Result<(), AddError>> {
+        let (tell, told) = oneshot::channel();
+        let lac = entries.first().and_then(|e| e.id.previous());
+        let add =
+            Add { ledger: LedgerId(ledger), term: Term(term), lac, lafr: lac, attributes: None, entries };
+        self.rpc.add(&self.to, add, Box::new(move |result| tell.send(result).unwrap()));
+        told
+    }
+
+    async fn read(&self, ledger: u64, first: u64, last: u64) -> ReadAnswer {
+        let (first, last) = (EntryId(first), EntryId(last));
+        let read = Read { ledger: LedgerId(ledger), first, last, bytes_max: 1 << 20, class: ReadClass::Tail };
+        self.rpc.read(&self.to, read).await
+    }
+
+    async fn read_all(&self, ledger: u64, count: u64) -> Vec<Entry> {
+        let mut out: Vec<Entry> = Vec::new();
+        while (out.len() as u64) < count {
+            match self.read(ledger, out.len() as u64, count - 1).await {
+                ReadAnswer::Found(entries) => out.extend(entries),
+                other => panic!("entry {} of ledger {ledger}: {other:?}", out.len()),
+            }
+        }
+        out
+    }
+}
+
+fn entry(ledger: u64, id: u64, size: usize) -> Entry {
+    let header = Header {
+        kind: Kind::Messages,
+        messages: 1,
+        first_index: MessageIndex(id),
+        timestamp_ms: 7,
+        bytes_before: 0,
+    };
+    let payload: Vec<u8> = (0..size).map(|at| (at as u64 * 31 + id * 7 + ledger) as u8).collect();
+    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from(payload))
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_read_back_across_flush_and_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut small = config(dir.path());
+    small.write_cache = 4 << 20;
+    let node = Node::start(small.clone());
+    let mut told = Vec::new();
+    for id in 0..3000 {
+        for ledger in 1..=3 {
+            told.push(node.send(ledger, 1, vec![entry(ledger, id, 1000 + id as usize % 300)]));
+        }
+    }
+    for answer in told {
+        answer.await.unwrap().unwrap();
+    }
+    node.bookie.flush_soon();
+    assert!(matches!(node.read(1, 3000, 3000).await, ReadAnswer::NotFound(_)));
+    assert!(matches!(node.read(9, 0, 0).await, ReadAnswer::NotFound(_)));
+    node.stop().await;
+    for _ in 0..2 {
+        let node = Node::start(small.clone());
+        for ledger in 1..=3 {
+            let entries = node.read_all(ledger, 3000).await;
+            assert!(entries.iter().zip(0..).all(|(e, id)| *e == entry(ledger, id, 1000 + id as usize % 300)));
+        }
+        // A duplicate is fine, other bytes are not, wherever the first copy lies.
+        node.send(2, 1, vec![entry(2, 5, 1005)]).await.unwrap().unwrap();
+        let other = node.send(2, 1, vec![entry(2, 5, 6)]).await.unwrap();
+        assert_eq!(other, Err(AddError::Conflict(EntryId(5))));
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn fences_seals_and_deletions_outlive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(config(dir.path()));
+    node.send(1, 1, (0..10).map(|id| entry(1, id, 50)).collect()).await.unwrap().unwrap();
+    node.send(2, 1, vec![entry(2, 0, 50)]).await.unwrap().unwrap();
+    let tail = node.rpc.fence_tail(&node.to, LedgerId(1), Term(2), EntryId(4)).await.unwrap();
+    assert_eq!((tail.present[0].first, tail.present[0].last), (EntryId(4), EntryId(9)));
+    assert_eq!(tail.entries.len(), 6);
+    assert!(tail.doubtful.is_empty());
+    node.rpc.seal(&node.to, LedgerId(1), Some(EntryId(7))).await.unwrap();
+    node.rpc.delete(&node.to, LedgerId(2)).await.unwrap();
+    node.stop().await;
+    let node = Node::start(config(dir.path()));
+    assert_eq!(node.send(1, 1, vec![entry(1, 10, 9)]).await.unwrap(), Err(AddError::StaleTerm(Term(2))));
+    let sealed = node.send(1, 2, vec![entry(1, 8, 50)]).await.unwrap();
+    assert_eq!(sealed, Err(AddError::Sealed(Some(EntryId(7)))));
+    assert_eq!(node.send(2, 5, vec![entry(2, 1, 50)]).await.unwrap(), Err(AddError::Tombstoned));
+    assert_eq!(node.read_all(1, 8).await.len(), 8);
+    assert!(matches!(node.read(1, 8, 9).await, ReadAnswer::NotFound(_)), "strays beyond the seal are gone");
+    let stat = node.rpc.stat(&node.to, LedgerId(1)).await.unwrap();
+    assert_eq!((stat.term, stat.sealed), (Term(2), Some(Some(EntryId(7)))));
+    let wrong = BookieRef { incarnation: geminga_common::ids::Incarnation(1), ..node.to.clone() };
+    assert!(node.rpc.stat(&wrong, LedgerId(1)).await.is_err());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn idling_is_silent_after_one_marker() {
+    let disk = SimDisk::new();
+    let tasks = TaskGroup::new();
+    let config = config(Path::new("/sim"));
+    let bookie = Bookie::open(config, Arc::new(disk.clone()), SystemClock::shared(), &tasks).unwrap();
+    let (tell, told) = oneshot::channel();
+    let entries = vec![entry(1, 0, 100)];
+    let (ledger, term) = (LedgerId(1), Term(1));
+    let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries };
+    bookie.add(add, Box::new(move |result| tell.send(result).unwrap()));
+    told.await.unwrap().unwrap();
+    let after_add = disk.calls();
+    // The marker comes 10 ms after the answer; far longer, nothing else may.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(disk.calls(), after_add + 1, "one marker and then nothing");
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+}
