@@ -1,0 +1,477 @@
+//! The broker: what all its rooms share, the topics it has loaded, and the order in which it starts and stops.
+//!
+//! Topics are loaded once: whoever asks while a topic is being opened waits for the same opening. Shutdown has phases: take no
+//! new connections, unload every topic (acks written, ledgers closed), end the connections.
+
+use crate::config::Config;
+use crate::cursor::{self, CursorLog};
+use crate::managed_ledger::{self as ml, CacheBudget, ManagedLedger};
+use crate::namespace::{DomainMode, NamespaceError, Namespaces, ResolveError, SchemaCompatibility};
+use crate::schema::SchemaRegistry;
+use crate::topic::mailbox::mailbox;
+use crate::topic::messages::Message;
+use crate::topic::worker::{Parts, Worker};
+use crate::topic::{TopicError, TopicHandle};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use geminga_bookie_client::ledgers::Ledgers;
+use geminga_common::budget::Budget;
+use geminga_common::clock::Clock;
+use geminga_common::ids::OwnerEpoch;
+use geminga_common::metadata::MetadataStore;
+use geminga_common::metadata::keys::Keys;
+use geminga_common::names::{Bundle, Bundles, NamespaceName, TopicName};
+use geminga_common::rng::Rng;
+use geminga_common::tasks::{OnFailure, TaskGroup};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio_util::sync::CancellationToken;
+
+/// What CONNECTED and `/brokers/version` say: the Pulsar release whose behaviour is offered.
+pub(crate) const SERVER_VERSION: &str = "Pulsar Server Geminga-4.2.4";
+
+type Loading = Shared<BoxFuture<'static, Result<TopicHandle, TopicError>>>;
+
+enum Slot {
+    Loading(u64, Loading),
+    Ready(TopicHandle),
+}
+
+/// What a broker is made of; everything that touches the world comes from outside.
+pub struct Deps {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Cluster metadata.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// The ledger protocol.
+    pub ledgers: Arc<dyn Ledgers>,
+    /// Where its tasks run.
+    pub tasks: TaskGroup,
+    /// Names of the bookies, for REST.
+    pub bookies: Vec<String>,
+    /// Unique for each start of a broker in the cluster, for generated producer names.
+    pub boot: u64,
+}
+
+/// A broker.
+pub struct Broker {
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: TaskGroup,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) schemas: SchemaRegistry,
+    pub(crate) publish_budget: Budget,
+    /// Cancelled when topics are to unload.
+    pub(crate) draining: CancellationToken,
+    metadata: Arc<dyn MetadataStore>,
+    ledgers: Arc<dyn Ledgers>,
+    keys: Arc<Keys>,
+    cache: Arc<CacheBudget>,
+    topics: Mutex<HashMap<TopicName, Slot>>,
+    cursor_logs: tokio::sync::Mutex<HashMap<Bundle, CursorLog>>,
+    addresses: std::sync::OnceLock<Addresses>,
+    next_id: AtomicU64,
+    boot: u64,
+    bookie_names: Vec<String>,
+}
+
+/// Where a broker is reached.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// `pulsar://host:port`.
+    pub pulsar: String,
+    /// `http://host:port`.
+    pub http: String,
+    /// Whether both are on the loopback.
+    pub loopback: bool,
+}
+
+/// Limits that policies put on a topic; `None` is unbounded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TopicLimits {
+    pub(crate) producers_max: Option<u64>,
+    pub(crate) consumers_max: Option<u64>,
+    pub(crate) consumers_per_subscription_max: Option<u64>,
+    pub(crate) subscriptions_max: Option<u64>,
+    pub(crate) encryption_required: bool,
+}
+
+impl Broker {
+    /// A broker over what it is given; nothing listens yet.
+    ///
+    /// # Errors
+    /// Metadata that cannot be read or written.
+    pub async fn start(config: Config, deps: Deps) -> Result<Arc<Self>, NamespaceError> {
+        let defaults = crate::namespace::Defaults::of_cluster(&config.cluster);
+        let namespaces = Namespaces::start(deps.metadata.clone(), defaults, &deps.tasks).await?;
+        namespaces.bootstrap().await?;
+        Ok(Arc::new(Self {
+            schemas: SchemaRegistry::new(deps.metadata.clone(), &config.cluster),
+            keys: Arc::new(Keys::new(&config.cluster)),
+            publish_budget: Budget::new(config.publish_budget.0),
+            cache: CacheBudget::new(config.cache.0 as usize),
+            draining: CancellationToken::new(),
+            topics: Mutex::default(),
+            cursor_logs: tokio::sync::Mutex::default(),
+            addresses: std::sync::OnceLock::new(),
+            next_id: AtomicU64::new(1),
+            boot: deps.boot,
+            bookie_names: deps.bookies,
+            namespaces,
+            config,
+            clock: deps.clock,
+            tasks: deps.tasks,
+            metadata: deps.metadata,
+            ledgers: deps.ledgers,
+        }))
+    }
+
+    /// Serves clients and REST on bound listeners.
+    pub fn serve(
+        self: &Arc<Self>,
+        pulsar: tokio::net::TcpListener,
+        http: tokio::net::TcpListener,
+        addresses: Addresses,
+    ) {
+        let _first_call_counts = self.addresses.set(addresses);
+        let accept = crate::service::accept(self.clone(), pulsar);
+        self.tasks.spawn("pulsar listener", OnFailure::StopProcess, accept);
+        let rest = crate::rest::Rest {
+            namespaces: self.namespaces.clone(),
+            schemas: self.schemas.clone(),
+            broker: Arc::new(crate::admin::Admin(self.clone())),
+            clock: self.clock.clone(),
+            version: SERVER_VERSION.into(),
+            metadata_url: "redb:metadata.redb".into(),
+        };
+        let stop = self.tasks.token();
+        self.tasks.spawn("http listener", OnFailure::StopProcess, async move {
+            if let Err(error) = rest.serve(http, stop).await {
+                tracing::error!(%error, "REST takes no more requests");
+            }
+        });
+    }
+
+    /// Unloads every topic; answers when all are gone.
+    pub async fn drain(&self) {
+        self.draining.cancel();
+        let handles: Vec<TopicHandle> = self.loaded();
+        for handle in handles {
+            // Gone already is as good.
+            let _gone = handle.ask(Message::Unload).await;
+        }
+    }
+
+    /// Every loaded topic.
+    pub(crate) fn loaded(&self) -> Vec<TopicHandle> {
+        let topics = self.topics.lock();
+        topics
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Ready(handle) => Some(handle.clone()),
+                Slot::Loading(..) => None,
+            })
+            .collect()
+    }
+
+    /// A number that nothing else in this process has.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A producer name that nobody in the cluster has.
+    pub(crate) fn producer_name(&self) -> String {
+        format!("{}-{}-{}", self.config.cluster, self.boot, self.next_id())
+    }
+
+    /// Where clients reach it.
+    pub(crate) fn service_url(&self) -> String {
+        self.addresses.get().map(|a| a.pulsar.clone()).unwrap_or_default()
+    }
+
+    /// Where REST is.
+    pub(crate) fn http_url(&self) -> String {
+        self.addresses.get().map(|a| a.http.clone()).unwrap_or_default()
+    }
+
+    /// Whether it listens on the loopback only.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.addresses.get().is_some_and(|a| a.loopback)
+    }
+
+    /// Names of the bookies that entries are written to.
+    pub(crate) fn bookies(&self) -> Vec<String> {
+        self.bookie_names.clone()
+    }
+
+    /// The topic that the health check uses.
+    pub(crate) fn health_topic(&self) -> TopicName {
+        TopicName::parse("persistent://pulsar/system/healthcheck").expect("a well-formed name")
+    }
+
+    /// A loaded topic, if it is.
+    pub(crate) fn topic_if_loaded(&self, name: &TopicName) -> Option<TopicHandle> {
+        match self.topics.lock().get(name) {
+            Some(Slot::Ready(handle)) => Some(handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// The topic, opened if it is not; with `may_create` made if there is none and the namespace allows it.
+    pub(crate) async fn topic(
+        self: &Arc<Self>,
+        name: &TopicName,
+        may_create: bool,
+    ) -> Result<TopicHandle, TopicError> {
+        let create = if may_create { self.creation(name)? } else { false };
+        self.open(name, create).await
+    }
+
+    /// Opens a topic; `create` makes it whatever the auto-creation rules say.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<TopicHandle, TopicError> {
+        loop {
+            let (id, loading, mine) = {
+                let mut topics = self.topics.lock();
+                match topics.get(name) {
+                    Some(Slot::Ready(handle)) => return Ok(handle.clone()),
+                    Some(Slot::Loading(id, loading)) => (*id, loading.clone(), false),
+                    None => {
+                        if self.draining.is_cancelled() {
+                            return Err(TopicError::NotReady);
+                        }
+                        let id = self.next_id();
+                        let load = self.clone().load(name.clone(), create, id);
+                        let loading: Loading = load.boxed().shared();
+                        topics.insert(name.clone(), Slot::Loading(id, loading.clone()));
+                        // It goes on even when whoever asked first hangs up.
+                        let run = loading.clone().map(drop);
+                        self.tasks.spawn(format!("open {name}"), OnFailure::Log, run);
+                        (id, loading, true)
+                    }
+                }
+            };
+            let outcome = loading.await;
+            if outcome.is_err() {
+                let mut topics = self.topics.lock();
+                if matches!(topics.get(name), Some(Slot::Loading(other, _)) if *other == id) {
+                    topics.remove(name);
+                }
+            }
+            match outcome {
+                // Somebody who may not create it was first; this one may.
+                Err(TopicError::NotFound(_)) if create && !mine => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn load(
+        self: Arc<Self>,
+        name: TopicName,
+        create: bool,
+        id: u64,
+    ) -> Result<TopicHandle, TopicError> {
+        if !name.is_persistent() {
+            let text = "non-persistent topics are not supported by this broker";
+            return Err(TopicError::NotAllowed(text.to_owned()));
+        }
+        self.namespaces.check_load(&name).map_err(|error| refusal(&name, error))?;
+        let cursors = self.cursor_log(&name).await?;
+        let (mailbox, inbox) = mailbox();
+        let handle = TopicHandle::new(Arc::new(name.clone()), mailbox);
+        let events = handle.clone();
+        let events: ml::Events = Arc::new(move |event| events.put(Message::Ledger(event)));
+        let mode = if create {
+            ml::CreateMode::CreateIfMissing(Default::default())
+        } else {
+            ml::CreateMode::MustExist
+        };
+        let ledger =
+            ManagedLedger::open(self.ledger_deps(), name.clone(), mode, events).await.map_err(|error| {
+                match error {
+                    ml::OpenError::NotFound => TopicError::NotFound(name.clone()),
+                    other => TopicError::Persistence(other.to_string()),
+                }
+            })?;
+        let stored = cursors
+            .subscriptions(ledger.topic_id())
+            .await
+            .map_err(|error| TopicError::Persistence(error.to_string()))?;
+        let parts = Parts { broker: self.clone(), handle: handle.clone(), inbox, ledger, cursors, stored };
+        let worker = Worker::new(parts);
+        {
+            let mut topics = self.topics.lock();
+            if !matches!(topics.get(&name), Some(Slot::Loading(other, _)) if *other == id) {
+                return Err(TopicError::NotReady);
+            }
+            topics.insert(name.clone(), Slot::Ready(handle.clone()));
+        }
+        self.tasks.spawn(format!("topic {name}"), OnFailure::StopProcess, worker.run());
+        Ok(handle)
+    }
+
+    fn ledger_deps(&self) -> ml::Deps {
+        ml::Deps {
+            ledgers: self.ledgers.clone(),
+            meta: self.metadata.clone(),
+            keys: self.keys.clone(),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+            cache: self.cache.clone(),
+            config: Arc::new(ml::Config {
+                roll_bytes: self.config.ledger_size.0,
+                roll_entries: self.config.ledger_entries,
+                entry_bytes_max: self.config.max_message() + 64 * 1024,
+                // The publish budget is the bound; the ledger's own must not be met before it.
+                pending_bytes_max: usize::MAX,
+                ..ml::Config::default()
+            }),
+            owner_epoch: OwnerEpoch(1),
+            guard: Vec::new(),
+        }
+    }
+
+    /// Takes a topic off the list, if it is still this one.
+    pub(crate) fn forget(&self, handle: &TopicHandle) {
+        let mut topics = self.topics.lock();
+        if matches!(topics.get(&**handle.name()), Some(Slot::Ready(other)) if other.is_same(handle)) {
+            topics.remove(&**handle.name());
+        }
+    }
+
+    /// The cursor log of a topic's bundle.
+    pub(crate) async fn cursor_log(&self, name: &TopicName) -> Result<CursorLog, TopicError> {
+        let policies = self.policies(name)?;
+        let bounds = policies.bundles.bounds();
+        let bundles = bounds.and_then(|bounds| Bundles::from_bounds(bounds).ok());
+        let bundles = bundles.ok_or_else(|| {
+            TopicError::Metadata(format!("the bundles of {} are damaged", name.namespace()))
+        })?;
+        let bundle = bundles.bundle_of(name);
+        let mut logs = self.cursor_logs.lock().await;
+        if let Some(log) = logs.get(&bundle).filter(|log| !log.has_failed()) {
+            return Ok(log.clone());
+        }
+        let deps = cursor::Deps {
+            ledgers: self.ledgers.clone(),
+            metadata: self.metadata.clone(),
+            keys: (*self.keys).clone(),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+            rng: Arc::new(Mutex::new(Rng::from_system())),
+            guard: Vec::new(),
+            owner_epoch: OwnerEpoch(1),
+            tombstone: ml::record::encode_tombstone,
+            config: cursor::Config {
+                ledger_bytes_max: self.config.cursor_ledger_size.0,
+                ..cursor::Config::default()
+            },
+        };
+        let log = CursorLog::open(deps, &bundle)
+            .await
+            .map_err(|error| TopicError::Persistence(error.to_string()))?;
+        logs.insert(bundle, log.clone());
+        Ok(log)
+    }
+
+    fn policies(&self, name: &TopicName) -> Result<Arc<crate::namespace::Policies>, TopicError> {
+        self.namespaces.policies(name.namespace()).ok_or_else(|| TopicError::NamespaceNotFound(name.clone()))
+    }
+
+    /// Whether first use may make this topic.
+    fn creation(&self, name: &TopicName) -> Result<bool, TopicError> {
+        let rule = self.namespaces.auto_creation(name.namespace()).map_err(|error| refusal(name, error))?;
+        // A partition of a partitioned topic is part of what was created already.
+        Ok(rule.allowed || (name.partition_index().is_some() && self.namespaces.check_load(name).is_ok()))
+    }
+
+    /// Refuses a topic whose namespace is not there.
+    pub(crate) async fn check_namespace(&self, name: &TopicName) -> Result<(), TopicError> {
+        self.policies(name).map(drop)
+    }
+
+    /// Partitions of a topic, 0 for a plain one.
+    pub(crate) async fn partitions(&self, name: &TopicName, may_create: bool) -> Result<u32, TopicError> {
+        self.namespaces.partition_metadata(name, may_create).await.map_err(|error| refusal(name, error))
+    }
+
+    /// Names of a namespace's topics.
+    pub(crate) async fn topics_of(
+        &self,
+        namespace: &NamespaceName,
+        mode: DomainMode,
+    ) -> Result<Vec<TopicName>, NamespaceError> {
+        self.namespaces.topics(namespace, mode).await
+    }
+
+    /// Whether first use may make a subscription of this topic.
+    pub(crate) fn may_create_subscription(&self, name: &TopicName) -> bool {
+        let topic = self.namespaces.topic_record(name).and_then(|r| r.policies.auto_subscription_creation);
+        let namespace = || {
+            let policies = self.namespaces.policies(name.namespace())?;
+            policies.auto_subscription_creation.as_ref().map(|own| own.allow_auto_subscription_creation)
+        };
+        topic.or_else(namespace).unwrap_or(self.namespaces.defaults().auto_subscription_creation)
+    }
+
+    /// The schema strategy of a topic, and whether producers may add versions.
+    pub(crate) fn schema_rules(&self, name: &TopicName) -> (SchemaCompatibility, bool) {
+        let policies = self.namespaces.policies(name.namespace());
+        let topic = self.namespaces.topic_record(&name.base()).and_then(|r| r.policies.schema_compatibility);
+        let own = topic.or(policies.as_ref().map(|p| p.schema_compatibility_strategy));
+        let strategy =
+            own.filter(|s| *s != SchemaCompatibility::Undefined).unwrap_or(SchemaCompatibility::Full);
+        (strategy, policies.and_then(|p| p.is_allow_auto_update_schema).unwrap_or(true))
+    }
+
+    /// What policies limit on a topic; the topic's own come first. 0 is unbounded.
+    pub(crate) fn topic_limits(&self, name: &TopicName) -> TopicLimits {
+        let Some(ns) = self.namespaces.policies(name.namespace()) else { return TopicLimits::default() };
+        let record = self.namespaces.topic_record(&name.base());
+        let topic = record.as_ref().map(|r| &r.policies);
+        let limit = |own: Option<i32>, shared: Option<i32>| {
+            own.or(shared).and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0)
+        };
+        TopicLimits {
+            producers_max: limit(topic.and_then(|t| t.max_producers), ns.max_producers_per_topic),
+            consumers_max: limit(topic.and_then(|t| t.max_consumers), ns.max_consumers_per_topic),
+            consumers_per_subscription_max: limit(
+                topic.and_then(|t| t.max_consumers_per_subscription),
+                ns.max_consumers_per_subscription,
+            ),
+            subscriptions_max: limit(topic.and_then(|t| t.max_subscriptions), ns.max_subscriptions_per_topic),
+            encryption_required: ns.encryption_required,
+        }
+    }
+
+    /// How long acknowledged messages of a topic are kept.
+    pub(crate) fn retention(&self, name: &TopicName) -> ml::Retention {
+        let record = self.namespaces.topic_record(&name.base());
+        let own = record.and_then(|r| r.policies.retention);
+        let kept = own.or_else(|| self.namespaces.policies(name.namespace())?.retention_policies);
+        let Some(kept) = kept else { return ml::Retention::NONE };
+        // Below zero is for ever.
+        let ms = u64::try_from(kept.time_minutes).ok().map(|minutes| minutes * 60_000);
+        let bytes = u64::try_from(kept.size_mb).ok().map(|mb| mb << 20);
+        ml::Retention { time_ms: ms, size_bytes: bytes }
+    }
+}
+
+/// A refusal of the control plane as one of a topic.
+pub(crate) fn refusal(name: &TopicName, error: NamespaceError) -> TopicError {
+    match error {
+        NamespaceError::NamespaceNotFound(_)
+        | NamespaceError::TenantNotFound(_)
+        | NamespaceError::NamespaceDeleting(_) => TopicError::NamespaceNotFound(name.clone()),
+        NamespaceError::Resolve(ResolveError::NotFound(_)) => TopicError::NotFound(name.clone()),
+        NamespaceError::Resolve(error) => TopicError::NotAllowed(error.to_string()),
+        NamespaceError::TooManyTopics(_) => TopicError::NotAllowed(error.to_string()),
+        other => TopicError::Metadata(other.to_string()),
+    }
+}

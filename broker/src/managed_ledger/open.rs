@@ -1,0 +1,180 @@
+//! Opening a topic: read the record, recover what its last owner left open, fold it in. An idle topic costs one read.
+
+use super::Deps;
+use super::commit::{self, Outcome};
+use super::record::{self, RecordError};
+use super::state::{Change, State};
+use geminga_bookie_client::ledgers::{RecoverError, Recovered};
+use geminga_common::ids::{MessageIndex, OwnerEpoch, TopicId};
+use geminga_common::metadata::{Compare, MetaError, Op, Record, Revision, Txn};
+use geminga_common::names::TopicName;
+use geminga_common::rng::Rng;
+use std::collections::BTreeMap;
+
+/// How often an opening starts again because somebody else wrote in between.
+const ROUNDS_MAX: usize = 8;
+
+/// What opening does about a topic that is not there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CreateMode {
+    /// It is an error.
+    MustExist,
+    /// It is created with these properties.
+    CreateIfMissing(BTreeMap<String, String>),
+}
+
+/// Why a topic could not be opened.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No such topic.
+    #[error("topic does not exist")]
+    NotFound,
+    /// An owner with a higher epoch has written the record, or keeps writing it: ownership is to be looked up again.
+    #[error("topic is owned by another broker")]
+    NotOwner,
+    /// The tail of its last ledger cannot be decided now; retry.
+    #[error(transparent)]
+    Recovery(RecoverError),
+    /// The record names an open ledger of which metadata knows nothing: an incident.
+    #[error("open ledger of the topic has no record")]
+    LedgerLost,
+    /// The record cannot be taken.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Metadata failed; retry.
+    #[error(transparent)]
+    Metadata(#[from] MetaError),
+    /// A transaction's outcome is not known; retry.
+    #[error("outcome of a metadata transaction is unknown")]
+    OutcomeUnknown,
+}
+
+/// A topic as opened: no ledger is open.
+pub(super) struct Opened {
+    pub(super) state: State,
+    pub(super) revision: Revision,
+}
+
+/// Opens or creates.
+pub(super) async fn open(deps: &Deps, topic: &TopicName, mode: CreateMode) -> Result<Opened, OpenError> {
+    let key = deps.keys.topic(topic);
+    let mut rng = Rng::from_system();
+    let mut lost: Option<Revision> = None;
+    for _ in 0..ROUNDS_MAX {
+        let done = match (deps.meta.get(&key).await?, &mode) {
+            (Some(stored), _) => {
+                let again = lost == Some(stored.mod_revision);
+                lost = Some(stored.mod_revision);
+                load(deps, &key, &stored, &mut rng, again).await?
+            }
+            (None, CreateMode::MustExist) => return Err(OpenError::NotFound),
+            (None, CreateMode::CreateIfMissing(properties)) => {
+                create(deps, &key, properties.clone(), rng.next_u64()).await?
+            }
+        };
+        if let Some(opened) = done {
+            return Ok(opened);
+        }
+    }
+    Err(OpenError::NotOwner)
+}
+
+/// `None`: start again. `again` tells that a round before has seen this same version of the record.
+async fn load(
+    deps: &Deps,
+    key: &str,
+    stored: &Record,
+    rng: &mut Rng,
+    again: bool,
+) -> Result<Option<Opened>, OpenError> {
+    let (mut state, _) = record::decode(&stored.value)?;
+    if state.writer_epoch > deps.owner_epoch {
+        return Err(OpenError::NotOwner);
+    }
+    let Some(open) = state.open().cloned() else {
+        return Ok(Some(Opened { state, revision: stored.mod_revision }));
+    };
+    let recovered = match deps.ledgers.recover(open.id).await {
+        Ok(recovered) => recovered,
+        // The record was folded by somebody else after it was read: then it has another version by now.
+        Err(RecoverError::NoRecord(_)) if again => return Err(OpenError::LedgerLost),
+        Err(RecoverError::NoRecord(_) | RecoverError::Superseded(_)) => return Ok(None),
+        Err(RecoverError::Metadata(error)) => return Err(error.into()),
+        Err(error) => return Err(OpenError::Recovery(error)),
+    };
+    let txn = fold(deps, key, &mut state, stored.mod_revision, &recovered, rng.next_u64());
+    match commit::run(deps, txn).await {
+        Outcome::Committed(revision) => Ok(Some(Opened { state, revision })),
+        Outcome::Lost => Ok(None),
+        Outcome::NotWritten(error) => Err(error.into()),
+        Outcome::Unknown => Err(OpenError::OutcomeUnknown),
+    }
+}
+
+/// Takes the recovered ledger into the state; the index runs on from its last entry.
+fn fold(
+    deps: &Deps,
+    key: &str,
+    state: &mut State,
+    revision: Revision,
+    recovered: &Recovered,
+    op_id: u64,
+) -> commit::Transaction {
+    let now = deps.clock.wall_ms();
+    let change = Change { close: Some((recovered.closed.clone(), now)), ..Change::default() };
+    state.apply(&change);
+    if let Some(last) = recovered.last_header {
+        state.next_index = MessageIndex(last.first_index.0 + u64::from(last.messages));
+        state.last_stamp_ms = state.last_stamp_ms.max(last.timestamp_ms);
+    }
+    state.writer_epoch = deps.owner_epoch;
+    let mut compares = deps.guard.clone();
+    compares.push(Compare::ModRevision(key.to_owned(), revision));
+    compares.extend(recovered.compares.iter().cloned());
+    let mut ops = vec![Op::put(key, record::encode(state, op_id))];
+    ops.extend(recovered.ops.iter().cloned());
+    if recovered.closed.last.is_none() {
+        let tombstone = record::encode_tombstone(&recovered.closed, state.topic_id, now);
+        ops.push(Op::put(deps.keys.tombstone(recovered.closed.id), tombstone));
+    }
+    commit::Transaction {
+        key: key.to_owned(),
+        op_id,
+        removes: false,
+        patient: false,
+        txn: Txn { compares, ops },
+    }
+}
+
+/// A topic without a ledger, and its id: both in one transaction, so that no id serves twice.
+async fn create(
+    deps: &Deps,
+    key: &str,
+    properties: BTreeMap<String, String>,
+    op_id: u64,
+) -> Result<Option<Opened>, OpenError> {
+    let ids = deps.keys.topic_ids();
+    let counter = deps.meta.get(&ids).await?;
+    let (id, unchanged) = match counter {
+        None => (1, Compare::Absent(ids.clone())),
+        Some(r) => (record::decode_counter(&r.value)? + 1, Compare::ModRevision(ids.clone(), r.mod_revision)),
+    };
+    let mut state = State::new(TopicId(id), properties, deps.clock.wall_ms());
+    state.writer_epoch = OwnerEpoch(deps.owner_epoch.0);
+    let mut compares = deps.guard.clone();
+    compares.extend([Compare::Absent(key.to_owned()), unchanged]);
+    let ops = vec![Op::put(key, record::encode(&state, op_id)), Op::put(ids, record::encode_counter(id))];
+    let txn = commit::Transaction {
+        key: key.to_owned(),
+        op_id,
+        removes: false,
+        patient: false,
+        txn: Txn { compares, ops },
+    };
+    match commit::run(deps, txn).await {
+        Outcome::Committed(revision) => Ok(Some(Opened { state, revision })),
+        Outcome::Lost => Ok(None),
+        Outcome::NotWritten(error) => Err(error.into()),
+        Outcome::Unknown => Err(OpenError::OutcomeUnknown),
+    }
+}

@@ -1,0 +1,55 @@
+//! Deleting what left the chain. A tombstone is committed in the same transaction that drops the ledger; only then are bytes
+//! deleted, and the tombstone goes once every holder has confirmed. What is interrupted is taken up by the sweep.
+
+use super::Deps;
+use super::record;
+use geminga_bookie_client::record::ClosedLedger;
+use geminga_common::metadata::{MetaError, Op, Txn, list_all};
+use geminga_common::tasks::OnFailure;
+
+/// Deletes tombstoned ledgers beside the owner.
+pub(super) fn bury(deps: &Deps, gone: Vec<ClosedLedger>) {
+    let (task, stop) = (deps.clone(), deps.tasks.token());
+    deps.tasks.spawn("ledger deletion", OnFailure::Log, async move {
+        for ledger in gone {
+            if stop.is_cancelled() {
+                return;
+            }
+            delete(&task, &ledger).await;
+        }
+    });
+}
+
+/// True once the ledger and its tombstone are gone.
+async fn delete(deps: &Deps, ledger: &ClosedLedger) -> bool {
+    if !deps.ledgers.delete(&ledger.view()).await {
+        return false;
+    }
+    // A ledger that was closed with repair due still has a record of its own.
+    let ops = vec![Op::delete(deps.keys.tombstone(ledger.id)), Op::delete(deps.keys.ledger(ledger.id))];
+    match deps.meta.txn(Txn { compares: Vec::new(), ops }).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!(ledger = %ledger.id, %error, "tombstone stays for the next sweep");
+            false
+        }
+    }
+}
+
+/// Takes up deletions that were interrupted; to be called at start and now and then. Answers how many tombstones are left.
+///
+/// # Errors
+/// The tombstones cannot be listed.
+pub async fn sweep_tombstones(deps: &Deps) -> Result<usize, MetaError> {
+    let mut left = 0;
+    for stored in list_all(&*deps.meta, &deps.keys.tombstones_prefix()).await? {
+        match record::decode_tombstone(&stored.value) {
+            Ok((ledger, _)) => left += usize::from(!delete(deps, &ledger).await),
+            Err(error) => {
+                tracing::error!(key = %stored.key, %error, "tombstone cannot be read and is kept");
+                left += 1;
+            }
+        }
+    }
+    Ok(left)
+}

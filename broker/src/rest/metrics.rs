@@ -1,0 +1,156 @@
+//! `/metrics`: the Prometheus text with Pulsar's names, at topic level, rendered from the same stats snapshot that REST
+//! shows. Nothing is counted for it that is not counted anyway.
+
+use super::Rest;
+use super::stats::{SubscriptionStats, TopicStats};
+use geminga_common::names::TopicName;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Clock ticks per second that Linux reports process times in, on every architecture.
+const USER_HZ: f64 = 100.0;
+
+/// One family: its type and its lines. Prometheus wants a family's lines together.
+#[derive(Default)]
+struct Families(BTreeMap<&'static str, (&'static str, String)>);
+
+impl Families {
+    fn add(&mut self, name: &'static str, kind: &'static str, labels: &str, value: f64) {
+        let (_, lines) = self.0.entry(name).or_insert_with(|| (kind, String::new()));
+        let _ = writeln!(lines, "{name}{{{labels}}} {value:?}");
+    }
+
+    fn render(self) -> String {
+        let mut out = String::new();
+        for (name, (kind, lines)) in self.0 {
+            let _ = write!(out, "# TYPE {name} {kind}\n{lines}");
+        }
+        out
+    }
+}
+
+/// The text for a snapshot.
+pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
+    let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
+    let mut families = Families::default();
+    let mut per_namespace: BTreeMap<String, u64> = BTreeMap::new();
+    for (topic, stats) in topics {
+        *per_namespace.entry(topic.namespace().to_string()).or_default() += 1;
+        let labels =
+            format!("{cluster},namespace=\"{}\",topic=\"{}\"", topic.namespace(), escape(topic.as_str()));
+        topic_lines(&mut families, &labels, stats);
+        for (name, subscription) in &stats.subscriptions {
+            let labels = format!("{labels},subscription=\"{}\"", escape(name));
+            subscription_lines(&mut families, &labels, subscription);
+        }
+    }
+    for (namespace, count) in per_namespace {
+        families.add(
+            "pulsar_topics_count",
+            "gauge",
+            &format!("{cluster},namespace=\"{namespace}\""),
+            count as f64,
+        );
+    }
+    let version = format!("{cluster},version=\"{}\"", escape(&rest.version));
+    families.add("pulsar_version_info", "gauge", &version, 1.0);
+    process_lines(&mut families, &cluster);
+    families.render()
+}
+
+fn topic_lines(families: &mut Families, labels: &str, stats: &TopicStats) {
+    let consumers: usize = stats.subscriptions.values().map(|s| s.consumers.len()).sum();
+    let backlog: u64 = stats.subscriptions.values().map(|s| s.msg_backlog).sum();
+    let gauges = [
+        ("pulsar_subscriptions_count", stats.subscriptions.len() as f64),
+        ("pulsar_producers_count", stats.publishers.len() as f64),
+        ("pulsar_consumers_count", consumers as f64),
+        ("pulsar_rate_in", stats.msg_rate_in),
+        ("pulsar_rate_out", stats.msg_rate_out),
+        ("pulsar_throughput_in", stats.msg_throughput_in),
+        ("pulsar_throughput_out", stats.msg_throughput_out),
+        ("pulsar_average_msg_size", stats.average_msg_size),
+        ("pulsar_storage_size", stats.storage_size as f64),
+        ("pulsar_storage_logical_size", stats.storage_size as f64),
+        ("pulsar_storage_backlog_size", stats.backlog_size as f64),
+        ("pulsar_storage_backlog_quota_limit", stats.backlog_quota_limit_size as f64),
+        ("pulsar_storage_backlog_age_seconds", stats.oldest_backlog_message_age_seconds as f64),
+        ("pulsar_storage_offloaded_size", stats.offloaded_storage_size as f64),
+        ("pulsar_msg_backlog", backlog as f64),
+    ];
+    for (name, value) in gauges {
+        families.add(name, "gauge", labels, value);
+    }
+    let counters = [
+        ("pulsar_in_bytes_total", stats.bytes_in_counter),
+        ("pulsar_in_messages_total", stats.msg_in_counter),
+        ("pulsar_out_bytes_total", stats.bytes_out_counter),
+        ("pulsar_out_messages_total", stats.msg_out_counter),
+        ("pulsar_publish_rate_limit_times", stats.publish_rate_limited_times),
+    ];
+    for (name, value) in counters {
+        families.add(name, "counter", labels, value as f64);
+    }
+}
+
+fn subscription_lines(families: &mut Families, labels: &str, stats: &SubscriptionStats) {
+    let gauges = [
+        ("pulsar_subscription_back_log", stats.msg_backlog as f64),
+        ("pulsar_subscription_back_log_no_delayed", stats.msg_backlog_no_delayed as f64),
+        ("pulsar_subscription_delayed", stats.msg_delayed as f64),
+        ("pulsar_subscription_in_replay", stats.msg_in_replay as f64),
+        ("pulsar_subscription_msg_rate_out", stats.msg_rate_out),
+        ("pulsar_subscription_msg_throughput_out", stats.msg_throughput_out),
+        ("pulsar_subscription_msg_rate_redeliver", stats.msg_rate_redeliver),
+        ("pulsar_subscription_msg_ack_rate", stats.message_ack_rate),
+        ("pulsar_subscription_unacked_messages", stats.unacked_messages as f64),
+        (
+            "pulsar_subscription_blocked_on_unacked_messages",
+            f64::from(u8::from(stats.blocked_subscription_on_unacked_msgs)),
+        ),
+        ("pulsar_subscription_consumers_count", stats.consumers.len() as f64),
+        ("pulsar_subscription_last_consumed_timestamp", stats.last_consumed_timestamp as f64),
+        ("pulsar_subscription_last_acked_timestamp", stats.last_acked_timestamp as f64),
+        ("pulsar_subscription_last_consumed_flow_timestamp", stats.last_consumed_flow_timestamp as f64),
+        (
+            "pulsar_subscription_last_mark_delete_advanced_timestamp",
+            stats.last_mark_delete_advanced_timestamp as f64,
+        ),
+        ("pulsar_subscription_last_expire_timestamp", stats.last_expire_timestamp as f64),
+    ];
+    for (name, value) in gauges {
+        families.add(name, "gauge", labels, value);
+    }
+    families.add("pulsar_subscription_total_msg_expired", "counter", labels, stats.total_msg_expired as f64);
+}
+
+/// CPU seconds and resident bytes. Read from procfs, which is memory: no disk is waited for.
+fn process_lines(families: &mut Families, cluster: &str) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    if let Some(ticks) = cpu_ticks(&stat) {
+        families.add("process_cpu_seconds_total", "counter", cluster, ticks as f64 / USER_HZ);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = |name: &str| -> Option<f64> {
+        let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    if let Some(kib) = line("VmRSS:") {
+        families.add("process_resident_memory_bytes", "gauge", cluster, kib * 1024.0);
+    }
+    if let Some(kib) = line("VmSize:") {
+        families.add("process_virtual_memory_bytes", "gauge", cluster, kib * 1024.0);
+    }
+}
+
+/// User and system time of `/proc/self/stat`; the process name in it may hold anything, so it is skipped by its last bracket.
+pub(super) fn cpu_ticks(stat: &str) -> Option<u64> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let user: u64 = fields.get(11)?.parse().ok()?;
+    let system: u64 = fields.get(12)?.parse().ok()?;
+    Some(user + system)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

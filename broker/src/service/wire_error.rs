@@ -1,0 +1,36 @@
+//! What a refusal means on the wire. The only place that knows.
+
+use crate::topic::TopicError;
+use geminga_proto::pulsar::ServerError;
+
+/// The ServerError of a refusal (`pulsar-map` 1.6).
+pub(super) fn server_error(error: &TopicError) -> ServerError {
+    match error {
+        TopicError::NotReady => ServerError::ServiceNotReady,
+        TopicError::NotFound(_) => ServerError::TopicNotFound,
+        // From PRODUCER and SUBSCRIBE; LOOKUP and partition metadata say TopicNotFound.
+        TopicError::NamespaceNotFound(_) => ServerError::ServiceNotReady,
+        TopicError::SubscriptionNotFound(_) => ServerError::SubscriptionNotFound,
+        TopicError::ProducerBusy(_) | TopicError::ProducerExclusive => ServerError::ProducerBusy,
+        TopicError::ProducerFenced => ServerError::ProducerFenced,
+        TopicError::ConsumerBusy(_) => ServerError::ConsumerBusy,
+        TopicError::ConsumerAssign(_) => ServerError::ConsumerAssignError,
+        TopicError::Terminated => ServerError::TopicTerminatedError,
+        TopicError::NotAllowed(_) => ServerError::NotAllowedError,
+        TopicError::Precondition(_) | TopicError::Conflict(_) | TopicError::Metadata(_) => {
+            ServerError::MetadataError
+        }
+        TopicError::Persistence(_) => ServerError::PersistenceError,
+        TopicError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,
+        TopicError::InvalidName(_) => ServerError::InvalidTopicName,
+        TopicError::Limit(_) => ServerError::ProducerBusy,
+    }
+}
+
+/// The ServerError of a refusal by LOOKUP and PARTITIONED_METADATA, where a missing namespace is a missing topic.
+pub(super) fn lookup_error(error: &TopicError) -> ServerError {
+    match error {
+        TopicError::NamespaceNotFound(_) => ServerError::TopicNotFound,
+        other => server_error(other),
+    }
+}

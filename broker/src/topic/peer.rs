@@ -1,0 +1,154 @@
+//! The client at the other end of a connection, as topics see it: an outbox, what it announced, and which of its producers and
+//! consumers live where.
+//!
+//! The slots are shared by the connection's reader (which routes SEND, ACK and FLOW by them) and by topics (which drop a
+//! slot when they close a producer or consumer). The lock is short and never held across an await; the reader takes it once per
+//! burst of frames.
+
+use super::outbox::Outbox;
+use super::{ConsumerRef, ProducerRef};
+use geminga_common::clock::Mono;
+use geminga_common::ids::{ConsumerId, ProducerId, RequestId};
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Where a producer of this connection stands.
+pub(crate) enum ProducerSlot {
+    /// Being created for this request.
+    Pending(RequestId),
+    /// In the queue for an exclusive term; it may not send yet.
+    Waiting(ProducerRef),
+    /// Publishing.
+    Ready(ProducerRef),
+    /// Closed by the broker at this time: sends still on their way are dropped for a while.
+    ClosedByBroker(Mono),
+}
+
+/// Where a consumer of this connection stands.
+pub(crate) enum ConsumerSlot {
+    /// Being created for this request.
+    Pending(RequestId),
+    /// Consuming.
+    Ready(ConsumerRef),
+}
+
+/// Producers and consumers of one connection, by the ids the client chose.
+#[derive(Default)]
+pub(crate) struct Slots {
+    /// Set when the connection has ended: nothing may be added any more.
+    pub(crate) ended: bool,
+    /// Producers.
+    pub(crate) producers: HashMap<ProducerId, ProducerSlot>,
+    /// Consumers.
+    pub(crate) consumers: HashMap<ConsumerId, ConsumerSlot>,
+}
+
+/// What the client said in CONNECT.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Announced {
+    /// Library and version, for stats.
+    pub(crate) client_version: String,
+    /// Protocol version, at most ours.
+    pub(crate) protocol_version: i32,
+}
+
+/// A connected client.
+pub(crate) struct Peer {
+    /// Unique in this broker process.
+    pub(crate) id: u64,
+    /// Remote address, for stats: `/127.0.0.1:1234`.
+    pub(crate) address: String,
+    /// What waits to be written.
+    pub(crate) outbox: Outbox,
+    announced: OnceLock<Announced>,
+    slots: Mutex<Slots>,
+    closer: CancellationToken,
+    left: CancellationToken,
+    heard: AtomicBool,
+    heard_something: Notify,
+}
+
+impl Peer {
+    /// A peer that has not announced itself yet.
+    pub(crate) fn new(id: u64, address: String) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            address,
+            outbox: Outbox::default(),
+            announced: OnceLock::new(),
+            slots: Mutex::default(),
+            closer: CancellationToken::new(),
+            left: CancellationToken::new(),
+            heard: AtomicBool::new(false),
+            heard_something: Notify::new(),
+        })
+    }
+
+    /// Keeps what CONNECT said; only the first time counts.
+    pub(crate) fn announce(&self, announced: Announced) -> bool {
+        self.announced.set(announced).is_ok()
+    }
+
+    /// What CONNECT said, once it did.
+    pub(crate) fn announced(&self) -> Option<&Announced> {
+        self.announced.get()
+    }
+
+    /// The slots, locked.
+    pub(crate) fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock()
+    }
+
+    /// Asks the connection to end.
+    pub(crate) fn close(&self) {
+        self.closer.cancel();
+    }
+
+    /// Cancelled when the connection is to end.
+    pub(crate) fn closer(&self) -> &CancellationToken {
+        &self.closer
+    }
+
+    /// Notes that its producers and consumers have been taken off their topics.
+    pub(crate) fn note_left(&self) {
+        self.left.cancel();
+    }
+
+    /// Notes that a frame came in.
+    pub(crate) fn note_heard(&self) {
+        if !self.heard.swap(true, Ordering::Relaxed) {
+            self.heard_something.notify_waiters();
+        }
+    }
+
+    /// Whether a frame came in since the last call.
+    pub(crate) fn take_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
+    }
+
+    /// Pings and waits for any sign of life. A silent peer is closed.
+    pub(crate) async fn probe(&self, patience: Duration) -> bool {
+        let heard = self.heard_something.notified();
+        tokio::pin!(heard);
+        heard.as_mut().enable();
+        self.heard.store(false, Ordering::Relaxed);
+        self.outbox.frame(geminga_proto::encode::ping);
+        let alive = tokio::select! {
+            () = &mut heard => true,
+            () = self.closer.cancelled() => false,
+            () = tokio::time::sleep(patience) => false,
+        };
+        if !alive {
+            self.close();
+            // Its producers and consumers are off their topics before anybody takes their place.
+            self.left.cancelled().await;
+        }
+        alive
+    }
+}
