@@ -1,0 +1,48 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Geminga: messages that stay.
+#[derive(Parser)]
+#[command(name = "geminga", version, about)]
+pub(crate) struct Cli {
+    /// What to be.
+    #[command(subcommand)]
+    pub(crate) role: Role,
+}
+
+/// What this process is.
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// A whole Geminga in one process: metadata, one bookie, one broker. Loopback only unless told otherwise.
+    Standalone(Box<StandaloneArgs>),
+    /// Publish or consume load and report latencies.
+    Perf(geminga_perf::Args),
+}
+
+/// Flags of `standalone`. A flag beats `GEMINGA_STANDALONE_<KEY>`, which beats the file, which beats the default.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StandaloneArgs {
+    /// Where everything is stored. Default `data`, made if it is not there.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Address to listen on. Default 127.0.0.1.
+    #[arg(long)]
+    pub(crate) bind: Option<String>,
+    /// Port of the Pulsar protocol; 0 takes any free one. Default 6650.
+    #[arg(long)]
+    pub(crate) pulsar_port: Option<u16>,
+    /// Port of REST and metrics; 0 takes any free one. Default 8080.
+    #[arg(long)]
+    pub(crate) http_port: Option<u16>,
+    /// Configuration file (TOML, table `[standalone]`).
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// What to log: `info`, or directives such as `geminga_broker=debug`. Default `info`.
+    #[arg(long)]
+    pub(crate) log: Option<String>,
+    /// Allow a bind address other than the loopback although nobody is authenticated.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}

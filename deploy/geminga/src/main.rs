@@ -1,0 +1,33 @@
+//! The one Geminga binary. Parses, sets up tracing, and calls one role.
+
+mod bookie_settings;
+mod cli;
+mod standalone;
+
+use clap::Parser;
+
+// The default allocator spends a fifth of a publish on page faults; see the broker's README for the figures.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    let cli = cli::Cli::parse();
+    let outcome = match cli.role {
+        cli::Role::Standalone(args) => standalone::main(*args),
+        cli::Role::Perf(args) => perf(args),
+    };
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write as _;
+            // For people: what failed, which object, what to do next; never a back-trace.
+            let _stderr_may_be_closed = writeln!(std::io::stderr(), "geminga: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn perf(args: geminga_perf::Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(geminga_perf::run(args))
+}

@@ -1,0 +1,84 @@
+//! The real binary as its user meets it: start, refusals with a reason, stop, restart, kill.
+#![allow(clippy::disallowed_methods)] // real files and processes
+
+use anyhow::{Context as _, Result, ensure};
+use geminga_tests::process::{Standalone, refused};
+use std::time::Duration;
+
+const TOPIC: &str = "/admin/v2/persistent/public/default/kept";
+
+fn says(text: &str, words: &[&str]) -> Result<()> {
+    for word in words {
+        ensure!(text.contains(word), "`{word}` is missing in: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_process_on_the_same_data_directory_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let first = Standalone::start(dir.path(), &[])?;
+    says(&refused(dir.path(), &[])?, &["GM-1001", &dir.path().display().to_string()])?;
+    ensure!(first.request("GET", "/admin/v2/brokers/health")? == (200, "ok".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_it_within_five_seconds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Standalone::start(dir.path(), &[])?;
+    server.perf(&["produce", "--messages", "100", "--rate", "0"])?;
+    let (status, took) = server.terminate()?;
+    ensure!(status.success(), "ended with {status}");
+    ensure!(took <= Duration::from_secs(5), "took {took:?}");
+    Ok(())
+}
+
+fn publish_then(end: impl FnOnce(Standalone) -> Result<()>) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Standalone::start(dir.path(), &[])?;
+    let (status, body) = server.request("PUT", &format!("{TOPIC}/subscription/perf"))?;
+    ensure!(status == 204, "{status} {body}");
+    let sent =
+        server.perf(&["produce", "--topic", "kept", "--messages", "500", "--rate", "0", "--no-batch"])?;
+    ensure!(sent["messages"] == 500 && sent["failed"] == 0, "{sent}");
+    end(server)?;
+    let server = Standalone::start(dir.path(), &[])?;
+    let got = server.perf(&["consume", "--topic", "kept", "--messages", "500", "--duration", "20"])?;
+    ensure!(got["messages"] == 500, "{got}");
+    Ok(())
+}
+
+#[test]
+fn a_restart_keeps_the_messages() -> Result<()> {
+    publish_then(|server| server.terminate().map(|_| ()))
+}
+
+#[test]
+fn a_kill_keeps_the_messages() -> Result<()> {
+    publish_then(Standalone::kill)
+}
+
+#[test]
+fn other_addresses_than_the_loopback_need_insecure() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    says(&refused(dir.path(), &["--bind", "0.0.0.0"])?, &["GM-1003", "--insecure"])
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_named() -> Result<()> {
+    // Permissions do not bind root, who runs most build machines; this file system takes new files from nobody.
+    let dir = std::path::Path::new("/sys/kernel");
+    says(&refused(dir, &[])?, &["GM-1006", "/sys/kernel", "read-only"])
+}
+
+#[test]
+fn an_unknown_setting_names_the_nearest_one() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("geminga.toml");
+    std::fs::write(&file, "[standalone]\npulsar_prot = 1\n")?;
+    let file = file.to_str().context("the path is text")?;
+    says(&refused(&dir.path().join("data"), &["--config", file])?, &["pulsar_prot", "pulsar_port"])?;
+    ensure!(!dir.path().join("data").exists(), "a refused start wrote something");
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! What the tests of more than one room share. This file is only a map.
+//!
+//! | target | what it holds to |
+//! |---|---|
+//! | `tidy` | the shape of the repository: arrows, sizes, words, formatting, licences |
+//! | `process` | the real binary: start, stop, refusals, restart |
+//! | `python/`, `java/`, `go/` | official clients: smoke tests, the conformance probe, the scenario under kill -9; run by `tests/run` |
+//!
+//! - [`process`]: a `geminga standalone` that can be started, killed and asked
+
+pub mod process;
