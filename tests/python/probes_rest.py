@@ -101,7 +101,7 @@ def _(context):
     context.rest("PUT", path)
     body = {"retentionTimeInMinutes": 10, "retentionSizeInMB": 20}
     return (context.rest("GET", path + "/retention", raw=True), context.status("POST", path + "/retention", body),
-            context.rest("GET", path + "/retention"))
+            sorted(context.rest("GET", path + "/retention")[1].items()))
 
 
 @probe("rest/topic/life")

@@ -34,6 +34,7 @@ type subscription struct {
 	kind      pulsar.SubscriptionType
 	consumers int
 	mutex     sync.Mutex
+	seen      map[string]struct{}
 	receipted map[string]struct{}
 }
 
@@ -90,7 +91,7 @@ func main() {
 		subs = chosen
 	}
 	for _, sub := range subs {
-		sub.receipted = map[string]struct{}{}
+		sub.seen, sub.receipted = map[string]struct{}{}, map[string]struct{}{}
 	}
 	stop := open(client, *topic, subs)
 	fmt.Println("ready")
@@ -102,7 +103,7 @@ func main() {
 			parts := []string{"status"}
 			for _, sub := range subs {
 				sub.mutex.Lock()
-				parts = append(parts, fmt.Sprintf("%s=%d", sub.name, len(sub.receipted)))
+				parts = append(parts, fmt.Sprintf("%s=%d/%d", sub.name, len(sub.receipted), len(sub.seen)))
 				sub.mutex.Unlock()
 			}
 			fmt.Println(strings.Join(parts, " "))
@@ -178,6 +179,7 @@ func receive(stopping context.Context, consumer pulsar.Consumer, sub *subscripti
 		sum := sha256.Sum256(message.Payload())
 		// The lock makes the order of the lines the order of arrival.
 		sub.mutex.Lock()
+		sub.seen[message.Key()+"\t"+n] = struct{}{}
 		line("R\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s", sub.name, name, epoch.Load(), time.Now().UnixMilli(), message.Key(), n,
 			hex.EncodeToString(sum[:8]), identity(message))
 		sub.mutex.Unlock()
