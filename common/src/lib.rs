@@ -12,11 +12,13 @@
 //! | [`tasks`] | named tasks and threads, phased shutdown |
 //! | [`watermark`], [`budget`], [`retry`] | progress that only moves forward, byte budgets, backoff |
 //! | [`checksum`] | CRC32C over several slices |
+//! | [`copies`] | counts payload bytes that are copied, for tests |
 
 pub mod budget;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod copies;
 pub mod disk;
 pub mod error;
 pub mod ids;

@@ -4,8 +4,13 @@
 //! |---|---|
 //! | `tidy` | the shape of the repository: arrows, sizes, words, formatting, licences |
 //! | `process` | the real binary: start, stop, refusals, restart |
+//! | `copies` | how often a payload is copied between the sockets |
 //! | `python/`, `java/`, `go/` | official clients: smoke tests, the conformance probe, the scenario under kill -9; run by `tests/run` |
 //!
 //! - [`process`]: a `geminga standalone` that can be started, killed and asked
+//! - [`server`]: a server inside the test's process
+//! - [`wire`]: a bare client of the wire protocol
 
 pub mod process;
+pub mod server;
+pub mod wire;

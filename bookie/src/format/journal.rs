@@ -60,6 +60,7 @@ impl Record {
                 out.u32(entry.crc);
                 out.put(&entry.header.encode());
                 out.u32(entry.payload.len() as u32);
+                geminga_common::copies::note(entry.payload.len());
                 out.put(&entry.payload);
             }
             Record::Term { ledger, term } => {

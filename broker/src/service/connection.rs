@@ -7,11 +7,13 @@
 //! The reader handles a whole burst (what one read brought) before it waits again; sends of one producer in a burst reach the
 //! topic as one message.
 
+use super::read_ahead::{CHUNK_MIN, ReadAhead};
 use super::{consume, lookup, produce, respond, schemas};
 use crate::broker::Broker;
 use crate::topic::messages::Message;
 use crate::topic::peer::{Announced, ConsumerSlot, Peer, ProducerSlot};
-use bytes::BytesMut;
+use bytes::buf::Limit;
+use bytes::{BufMut, BytesMut};
 use geminga_common::ids::RequestId;
 use geminga_common::tasks::OnFailure;
 use geminga_proto::decode::{DecodeError, decode_command, peek_type};
@@ -31,10 +33,6 @@ const PROTOCOL_VERSION: i32 = 21;
 const FRAME_SLACK: usize = 10 * 1024;
 /// Largest frame before CONNECT.
 const HANDSHAKE_FRAME_MAX: usize = 64 * 1024;
-/// First read buffer; it grows with what arrives.
-const READ_BUFFER_MIN: usize = 8 * 1024;
-/// Largest read buffer, unless a frame needs more.
-const READ_BUFFER_MAX: usize = 256 * 1024;
 
 /// Why a connection ends; logged once.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +70,8 @@ pub(super) async fn serve(broker: Arc<Broker>, socket: TcpStream, address: Socke
     broker.tasks.spawn(format!("writer {address}"), OnFailure::Log, writing);
     let mut connection = Connection {
         peer: peer.clone(),
-        buffer: BytesMut::with_capacity(READ_BUFFER_MIN),
-        read_ahead: READ_BUFFER_MIN,
+        buffer: BytesMut::with_capacity(CHUNK_MIN),
+        read_ahead: ReadAhead::new(),
         burst: produce::Burst::default(),
         broker: broker.clone(),
     };
@@ -110,7 +108,7 @@ pub(super) struct Connection {
     pub(super) peer: Arc<Peer>,
     pub(super) burst: produce::Burst,
     buffer: BytesMut,
-    read_ahead: usize,
+    read_ahead: ReadAhead,
 }
 
 impl Connection {
@@ -120,12 +118,14 @@ impl Connection {
         let closer = self.peer.closer().clone();
         let mut pinged = false;
         loop {
+            let mut room = self.make_room();
             tokio::select! {
                 biased;
                 () = closer.cancelled() => return End::ClosedByBroker,
-                read = reader.read_buf(&mut self.buffer) => match read {
+                read = reader.read_buf(&mut room) => match read {
                     Ok(0) => return End::ClosedByPeer,
-                    Ok(_) => {
+                    Ok(read) => {
+                        self.read_ahead.read(read);
                         if let Err(end) = self.burst().await {
                             return end;
                         }
@@ -148,22 +148,22 @@ impl Connection {
 
     /// Handles everything that has arrived, then makes room for what comes next.
     async fn burst(&mut self) -> Result<(), End> {
-        let filled = self.buffer.len() == self.buffer.capacity();
         self.peer.note_heard();
         let result = self.frames().await;
         // What was taken before a bad frame is good: hand it on in any case.
         self.hand_on().await;
-        result?;
-        if filled {
-            self.read_ahead = (self.read_ahead * 2).min(READ_BUFFER_MAX);
+        result
+    }
+
+    /// Room for the next read, and how much of it to fill.
+    fn make_room(&mut self) -> Limit<&mut BytesMut> {
+        let have = self.buffer.len();
+        let plan = self.read_ahead.plan(have, frame::needed(&self.buffer), self.buffer.capacity());
+        if let Some(room) = plan.room {
+            geminga_common::copies::note(have);
+            self.buffer.reserve(room);
         }
-        let needed = frame::needed(&self.buffer);
-        let room = needed.max(self.read_ahead);
-        // A nearly full chunk is left behind, so that a read is worth its system call.
-        if self.buffer.capacity() - self.buffer.len() < (room - self.buffer.len().min(room)).max(1) {
-            self.buffer.reserve(room - self.buffer.len().min(room));
-        }
-        Ok(())
+        (&mut self.buffer).limit(plan.limit)
     }
 
     fn limits(&self) -> FrameLimits {
@@ -178,6 +178,7 @@ impl Connection {
         loop {
             let limits = self.limits();
             let Some(frame) = frame::next_frame(&mut self.buffer, limits)? else { break };
+            self.read_ahead.took(frame.command.len() + frame.rest.len() + 8);
             let kind = peek_type(&frame.command);
             if kind == Some(Type::Send as i32) && self.peer.announced().is_some() {
                 self.send(frame)?;
@@ -208,6 +209,7 @@ impl Connection {
 
     fn connect(&mut self, connect: wire::CommandConnect) {
         let protocol_version = connect.protocol_version().min(PROTOCOL_VERSION);
+        self.read_ahead.open_up();
         self.peer.announce(Announced { client_version: connect.client_version.clone(), protocol_version });
         let max_message_size = self.broker.config.max_message() as i32;
         respond::command(&self.peer, Type::Connected, |c| {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mod@self`] | the listener |
 //! | `connection` | one task per peer: handshake, keep-alive, the read loop |
+//! | `read_ahead` | how much to read next, so that payloads are not moved (pure) |
 //! | `produce` | PRODUCER, SEND, CLOSE_PRODUCER |
 //! | `consume` | SUBSCRIBE, FLOW, ACK, REDELIVER, SEEK and their kin |
 //! | `lookup` | LOOKUP, partition metadata, topic lists |
@@ -15,6 +16,7 @@ mod connection;
 mod consume;
 mod lookup;
 mod produce;
+mod read_ahead;
 mod respond;
 mod schemas;
 mod wire_error;

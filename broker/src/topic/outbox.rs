@@ -157,6 +157,7 @@ impl Push<'_> {
         }
         self.frame(encode_head);
         if body.len() < SLICE_MIN {
+            geminga_common::copies::note(body.len());
             self.queue.tail.extend_from_slice(body);
         } else {
             let head = self.queue.tail.split().freeze();
