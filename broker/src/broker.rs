@@ -69,6 +69,7 @@ pub struct Broker {
     ledgers: Arc<dyn Ledgers>,
     keys: Arc<Keys>,
     cache: Arc<CacheBudget>,
+    topic_ids: Arc<ml::TopicIds>,
     topics: Mutex<HashMap<TopicName, Slot>>,
     cursor_logs: tokio::sync::Mutex<HashMap<Bundle, CursorLog>>,
     addresses: std::sync::OnceLock<Addresses>,
@@ -112,6 +113,7 @@ impl Broker {
             keys: Arc::new(Keys::new(&config.cluster)),
             publish_budget: Budget::new(config.publish_budget.0),
             cache: CacheBudget::new(config.cache.0 as usize),
+            topic_ids: Arc::default(),
             draining: CancellationToken::new(),
             topics: Mutex::default(),
             cursor_logs: tokio::sync::Mutex::default(),
@@ -324,6 +326,7 @@ impl Broker {
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
             cache: self.cache.clone(),
+            topic_ids: self.topic_ids.clone(),
             config: Arc::new(ml::Config {
                 roll_bytes: self.config.ledger_size.0,
                 roll_entries: self.config.ledger_entries,

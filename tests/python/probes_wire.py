@@ -777,6 +777,39 @@ def _(context):
         return raw.ask(command("GET_SCHEMA", (1, 5), (2, topic), (3, b"")))
 
 
+@probe("schema/plain-bytes-are-a-schema")
+def _(context):
+    none, seen = message((1, "Bytes"), (3, b""), (4, 0)), []
+    with context.raw() as raw:
+        topic = context.topic()
+        raw.producer(topic)
+        seen.append(str(raw.ask(command("SUBSCRIBE", (1, topic), (2, "s"), (3, 0), (4, 1), (5, 9), (12, none)))))
+        answer = raw.ask(command("PRODUCER", (1, topic), (2, 2), (3, 10), (7, none)))
+        seen.append(f"{answer} version {answer.get(4, b'').hex()}")
+        seen.append(str(raw.ask(command("PRODUCER", (1, topic), (2, 3), (3, 11), (7, STRING_SCHEMA)))))
+        got = raw.ask(command("GET_SCHEMA", (1, 12), (2, topic)))
+        stored = parse(got.get(4, b""))
+        named = stored.get(1, [b""])[0].decode() == topic.removeprefix("persistent://")
+        seen.append(f"{got} type {stored.get(4)} named after the topic {named}")
+        created = raw.ask(command("GET_OR_CREATE_SCHEMA", (1, 13), (2, topic), (3, none)))
+        seen.append(f"{created} version {created.get(4, b'').hex()}")
+    return seen
+
+
+@probe("seek/right-after-another")
+def _(context):
+    topic = context.topic()
+    with context.raw() as raw:
+        raw.subscribe(topic, name="me")
+        earliest = message((1, 2**64 - 1), (2, 2**64 - 1))
+        raw.write(command("SEEK", (1, 1), (2, 21), (3, earliest)))
+        first = raw.until("SUCCESS", "ERROR")
+        raw.write(command("SEEK", (1, 1), (2, 22), (3, earliest)))
+        raw.write(command("SUBSCRIBE", (1, topic), (2, "s"), (3, 0), (4, 1), (5, 23), (6, "me")))
+        answers = sorted(f"{answer} of {answer.get(1)}" for answer in (raw.until("SUCCESS", "ERROR"), raw.until("SUCCESS", "ERROR")))
+        return f"{first} then {answers}"
+
+
 @probe("transactions/off")
 def _(context):
     with context.raw() as raw:

@@ -15,6 +15,7 @@
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
+//! | `topic_ids` | ids of new topics, leased in blocks |
 
 mod append;
 pub mod cache;
@@ -30,12 +31,14 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod tombstones;
+mod topic_ids;
 
 pub use cache::CacheBudget;
 pub use config::{Config, Retention};
 pub use open::{CreateMode, OpenError};
 pub use stats::{LedgerStats, Stats};
 pub use tombstones::sweep_tombstones;
+pub use topic_ids::TopicIds;
 
 use bytes::Bytes;
 use geminga_bookie_client::entry::{HEADER_LEN, Header};
@@ -66,6 +69,8 @@ pub struct Deps {
     pub tasks: TaskGroup,
     /// Memory for cached entries, shared by all topics of the broker.
     pub cache: Arc<CacheBudget>,
+    /// Ids for new topics, shared by all topics of the broker.
+    pub topic_ids: Arc<TopicIds>,
     /// Limits.
     pub config: Arc<Config>,
     /// Epoch at which this broker owns the topic's bundle.

@@ -5,7 +5,7 @@ use super::commit::{self, Outcome};
 use super::record::{self, RecordError};
 use super::state::{Change, State};
 use geminga_bookie_client::ledgers::{RecoverError, Recovered};
-use geminga_common::ids::{MessageIndex, OwnerEpoch, TopicId};
+use geminga_common::ids::{MessageIndex, OwnerEpoch};
 use geminga_common::metadata::{Compare, MetaError, Op, Record, Revision, Txn};
 use geminga_common::names::TopicName;
 use geminga_common::rng::Rng;
@@ -146,24 +146,19 @@ fn fold(
     }
 }
 
-/// A topic without a ledger, and its id: both in one transaction, so that no id serves twice.
+/// A topic without a ledger.
 async fn create(
     deps: &Deps,
     key: &str,
     properties: BTreeMap<String, String>,
     op_id: u64,
 ) -> Result<Option<Opened>, OpenError> {
-    let ids = deps.keys.topic_ids();
-    let counter = deps.meta.get(&ids).await?;
-    let (id, unchanged) = match counter {
-        None => (1, Compare::Absent(ids.clone())),
-        Some(r) => (record::decode_counter(&r.value)? + 1, Compare::ModRevision(ids.clone(), r.mod_revision)),
-    };
-    let mut state = State::new(TopicId(id), properties, deps.clock.wall_ms());
+    let id = deps.topic_ids.next(deps).await?;
+    let mut state = State::new(id, properties, deps.clock.wall_ms());
     state.writer_epoch = OwnerEpoch(deps.owner_epoch.0);
     let mut compares = deps.guard.clone();
-    compares.extend([Compare::Absent(key.to_owned()), unchanged]);
-    let ops = vec![Op::put(key, record::encode(&state, op_id)), Op::put(ids, record::encode_counter(id))];
+    compares.push(Compare::Absent(key.to_owned()));
+    let ops = vec![Op::put(key, record::encode(&state, op_id))];
     let txn = commit::Transaction {
         key: key.to_owned(),
         op_id,

@@ -97,6 +97,7 @@ impl Rig {
             clock: clock.clone(),
             tasks,
             cache: CacheBudget::new(1 << 20),
+            topic_ids: Arc::default(),
             config: Arc::new(config),
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),

@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 /// Longest consumer metadata, in bytes (`maxConsumerMetadataSize`).
 const METADATA_MAX: usize = 1024;
+/// How long a SEEK waits for a consumer that an earlier one has closed.
+const SEEK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// SUBSCRIBE.
 pub(super) fn subscribe(c: &mut Connection, command: wire::CommandSubscribe) {
@@ -36,6 +38,7 @@ pub(super) fn subscribe(c: &mut Connection, command: wire::CommandSubscribe) {
                 return respond::success(&c.peer, request);
             }
             None => {
+                slots.sent_away.remove(&id);
                 slots.consumers.insert(id, ConsumerSlot::Pending(request));
             }
         }
@@ -47,8 +50,10 @@ pub(super) fn subscribe(c: &mut Connection, command: wire::CommandSubscribe) {
             if matches!(slots.consumers.get(&id), Some(ConsumerSlot::Pending(r)) if *r == request) {
                 slots.consumers.remove(&id);
             }
+            drop(slots);
             respond::error(&peer, request, server_error(&refused), refused.to_string());
         }
+        peer.settled.notify_waiters();
     });
 }
 
@@ -269,7 +274,11 @@ pub(super) fn redeliver(c: &Connection, command: wire::CommandRedeliverUnacknowl
 /// CLOSE_CONSUMER: SUCCESS even when there is none.
 pub(super) fn close(c: &Connection, command: &wire::CommandCloseConsumer) {
     let (id, request) = (ConsumerId(command.consumer_id), RequestId(command.request_id));
-    let slot = c.peer.slots().consumers.remove(&id);
+    let slot = {
+        let mut slots = c.peer.slots();
+        slots.sent_away.remove(&id);
+        slots.consumers.remove(&id)
+    };
     match slot {
         Some(ConsumerSlot::Ready(consumer)) => {
             let peer = c.peer.clone();
@@ -300,10 +309,9 @@ pub(super) fn unsubscribe(c: &Connection, command: &wire::CommandUnsubscribe) {
     consumer.topic.put(Message::Unsubscribe { consumer: consumer.key, force: command.force(), reply });
 }
 
-/// SEEK.
+/// SEEK. One right after another meets a consumer that the first has closed and whose client is on its way back: it waits.
 pub(super) fn seek(c: &Connection, command: wire::CommandSeek) {
-    let request = RequestId(command.request_id);
-    let Some(consumer) = c.consumer_or_refuse(ConsumerId(command.consumer_id), request) else { return };
+    let (id, request) = (ConsumerId(command.consumer_id), RequestId(command.request_id));
     let to = match (&command.message_id, command.message_publish_time) {
         (Some(id), _) => target(id),
         (None, Some(time)) => SeekTarget::Time(time),
@@ -312,7 +320,40 @@ pub(super) fn seek(c: &Connection, command: wire::CommandSeek) {
             return respond::error(&c.peer, request, ServerError::MetadataError, text);
         }
     };
+    let awaits = c.peer.slots().awaits(id);
+    if !awaits {
+        let Some(consumer) = c.consumer_or_refuse(id, request) else { return };
+        return put_seek(&c.peer, request, consumer, to);
+    }
     let peer = c.peer.clone();
+    c.broker.tasks.spawn(format!("seek of {}", peer.address), OnFailure::Log, async move {
+        match tokio::time::timeout(SEEK_PATIENCE, returned(&peer, id)).await {
+            Ok(Some(consumer)) => put_seek(&peer, request, consumer, to),
+            _ => respond::error(&peer, request, ServerError::MetadataError, "Consumer not found"),
+        }
+    });
+}
+
+/// The consumer, once its client has subscribed again; `None` when it will not.
+async fn returned(peer: &Peer, id: ConsumerId) -> Option<ConsumerRef> {
+    loop {
+        let settled = peer.settled.notified();
+        tokio::pin!(settled);
+        settled.as_mut().enable();
+        {
+            let slots = peer.slots();
+            match slots.consumers.get(&id) {
+                Some(ConsumerSlot::Ready(consumer)) => return Some(consumer.clone()),
+                _ if !slots.awaits(id) => return None,
+                _ => {}
+            }
+        }
+        settled.await;
+    }
+}
+
+fn put_seek(peer: &Arc<Peer>, request: RequestId, consumer: ConsumerRef, to: SeekTarget) {
+    let peer = peer.clone();
     let reply = Reply::new(move |result| respond::outcome(&peer, request, &result));
     consumer.topic.put(Message::Seek { subscription: consumer.subscription, to, reply });
 }

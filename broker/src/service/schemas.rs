@@ -12,10 +12,11 @@ use geminga_common::tasks::OnFailure;
 use geminga_proto::pulsar::base_command::Type;
 use geminga_proto::pulsar::{self as wire, ServerError};
 
-/// The registry's form of a schema; `None` when there is nothing to register or check.
+/// The registry's form of a schema; `None` when there is nothing to register or check. Type 0, plain bytes, is a schema like any
+/// other to Pulsar.
 fn data(broker: &Broker, schema: &wire::Schema) -> Option<SchemaData> {
     let schema_type = SchemaType(schema.r#type);
-    if schema_type == SchemaType::NONE || schema_type == SchemaType::AUTO_CONSUME || schema.r#type < 0 {
+    if schema_type == SchemaType::AUTO_CONSUME {
         return None;
     }
     Some(SchemaData {
@@ -113,7 +114,8 @@ async fn find(
     match stored {
         Ok(Some(stored)) => {
             let schema = wire::Schema {
-                name: stored.schema.name,
+                // Pulsar names a schema after its topic, whatever the client called it.
+                name: name.as_str().split_once("://").map_or("", |(_, path)| path).to_owned(),
                 schema_data: stored.schema.data,
                 r#type: stored.schema.schema_type.0,
                 properties: stored
@@ -139,6 +141,8 @@ pub(super) fn get_or_create(c: &Connection, command: wire::CommandGetOrCreateSch
     c.broker.tasks.spawn("get or create schema", OnFailure::Log, async move {
         let outcome = match TopicName::parse(&command.topic) {
             Ok(name) => match broker.topic(&name, false).await {
+                // Plain bytes need no version here; a producer that names them gets one.
+                Ok(_) if command.schema.r#type == SchemaType::NONE.0 => Ok(Bytes::new()),
                 Ok(_) => add(&broker, &name, &command.schema).await,
                 Err(refused) => Err(refused),
             },

@@ -314,12 +314,22 @@ fn close_producer(peer: &Arc<Peer>, id: ProducerId, now: geminga_common::clock::
 
 /// CLOSE_CONSUMER, with the same exception.
 pub(super) fn close_consumer(spec: &Subscribe) {
-    spec.peer.slots().consumers.remove(&spec.id);
     if spec.peer.announced().is_some_and(|a| a.protocol_version <= 12) {
+        spec.peer.slots().consumers.remove(&spec.id);
         spec.peer.close();
     } else {
-        crate::service::close_consumer(&spec.peer, spec.id);
+        close_consumer_that_seeks(spec);
     }
+}
+
+/// CLOSE_CONSUMER without exception: whoever seeks subscribes again by itself, and waits for its answer on this connection.
+pub(super) fn close_consumer_that_seeks(spec: &Subscribe) {
+    {
+        let mut slots = spec.peer.slots();
+        slots.consumers.remove(&spec.id);
+        slots.sent_away.insert(spec.id);
+    }
+    crate::service::close_consumer(&spec.peer, spec.id);
 }
 
 /// What goes on once a subscription is made, or could not be.

@@ -10,7 +10,7 @@ use super::{ConsumerRef, ProducerRef};
 use geminga_common::clock::Mono;
 use geminga_common::ids::{ConsumerId, ProducerId, RequestId};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +47,17 @@ pub(crate) struct Slots {
     pub(crate) producers: HashMap<ProducerId, ProducerSlot>,
     /// Consumers.
     pub(crate) consumers: HashMap<ConsumerId, ConsumerSlot>,
+    /// Consumers that the broker closed and whose clients are about to subscribe again.
+    pub(crate) sent_away: HashSet<ConsumerId>,
+}
+
+impl Slots {
+    /// Whether a consumer that is not ready will be soon: it is being created, or its client was sent away and comes back.
+    pub(crate) fn awaits(&self, id: ConsumerId) -> bool {
+        !self.ended
+            && (self.sent_away.contains(&id)
+                || matches!(self.consumers.get(&id), Some(ConsumerSlot::Pending(_))))
+    }
 }
 
 /// What the client said in CONNECT.
@@ -72,6 +83,8 @@ pub(crate) struct Peer {
     left: CancellationToken,
     heard: AtomicBool,
     heard_something: Notify,
+    /// Told when a consumer's creation has ended, either way.
+    pub(crate) settled: Notify,
 }
 
 impl Peer {
@@ -87,6 +100,7 @@ impl Peer {
             left: CancellationToken::new(),
             heard: AtomicBool::new(false),
             heard_something: Notify::new(),
+            settled: Notify::new(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Seek, unsubscribe, last message id, and positions by time. Cursor operations that are acknowledged are durable first.
 
-use super::admission::close_consumer;
+use super::admission::{close_consumer, close_consumer_that_seeks};
 use super::error::{Reply, TopicError};
 use super::messages::{ConsumerFigures, LastMessage, Message, SeekTarget};
 use super::worker::{FindFor, ReadFor, Worker};
@@ -31,7 +31,7 @@ impl Worker {
         for (key, consumer) in std::mem::take(&mut sub.consumers) {
             sub.dispatcher.remove_consumer(key, now_ms);
             self.consumers.remove(&key);
-            close_consumer(&consumer.spec);
+            close_consumer_that_seeks(&consumer.spec);
         }
         match to {
             SeekTarget::Earliest => {
