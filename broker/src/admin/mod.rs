@@ -439,7 +439,8 @@ impl BrokerApi for Admin {
         async move {
             let handle = self.topic(topic).await?;
             let (name, to) = (subscription.clone(), target(to));
-            let sought = handle.ask(|reply| Message::Seek { subscription: name, to, reply }).await;
+            let sought =
+                handle.ask(|reply| Message::Seek { subscription: name, asks: None, to, reply }).await;
             sought.map_err(|error| api_error(topic, Some(subscription), error))
         }
         .boxed()

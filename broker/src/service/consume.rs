@@ -355,7 +355,12 @@ async fn returned(peer: &Peer, id: ConsumerId) -> Option<ConsumerRef> {
 fn put_seek(peer: &Arc<Peer>, request: RequestId, consumer: ConsumerRef, to: SeekTarget) {
     let peer = peer.clone();
     let reply = Reply::new(move |result| respond::outcome(&peer, request, &result));
-    consumer.topic.put(Message::Seek { subscription: consumer.subscription, to, reply });
+    consumer.topic.put(Message::Seek {
+        subscription: consumer.subscription,
+        asks: Some(consumer.key),
+        to,
+        reply,
+    });
 }
 
 /// GET_LAST_MESSAGE_ID.

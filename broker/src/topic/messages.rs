@@ -48,6 +48,8 @@ pub(crate) enum Message {
     Seek {
         /// Which one.
         subscription: SubscriptionName,
+        /// The consumer that wants it; `None` for an administrator.
+        asks: Option<ConsumerKey>,
         /// Where to.
         to: SeekTarget,
         /// Answer, once the move is durable.

@@ -16,7 +16,13 @@ use geminga_proto::payload::parse_payload;
 
 impl Worker {
     /// Moves a subscription: consumers are sent away, the new place is made durable, then the request is answered.
-    pub(super) fn seek(&mut self, name: &SubscriptionName, to: SeekTarget, reply: Reply<()>) {
+    pub(super) fn seek(
+        &mut self,
+        name: &SubscriptionName,
+        asks: Option<ConsumerKey>,
+        to: SeekTarget,
+        reply: Reply<()>,
+    ) {
         let Some(sub) = self.subscriptions.get_mut(name) else {
             return reply.send(Err(TopicError::SubscriptionNotFound(name.to_string())));
         };
@@ -31,7 +37,11 @@ impl Worker {
         for (key, consumer) in std::mem::take(&mut sub.consumers) {
             sub.dispatcher.remove_consumer(key, now_ms);
             self.consumers.remove(&key);
-            close_consumer_that_seeks(&consumer.spec);
+            if asks == Some(key) {
+                close_consumer_that_seeks(&consumer.spec);
+            } else {
+                close_consumer(&consumer.spec);
+            }
         }
         match to {
             SeekTarget::Earliest => {

@@ -218,7 +218,7 @@ impl Worker {
             Message::Subscribe(spec, reply) => self.subscribe(spec, reply),
             Message::RemoveConsumer(key, reply) => self.remove_consumer(key, reply),
             Message::Unsubscribe { consumer, force, reply } => self.unsubscribe(consumer, force, reply),
-            Message::Seek { subscription, to, reply } => self.seek(&subscription, to, reply),
+            Message::Seek { subscription, asks, to, reply } => self.seek(&subscription, asks, to, reply),
             Message::LastMessageId(subscription, reply) => self.last_message_id(subscription, reply),
             Message::IsIdle(reply) => {
                 let unused = self.producers.len() == 0 && self.consumers.is_empty();
