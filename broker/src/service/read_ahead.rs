@@ -63,8 +63,10 @@ impl ReadAhead {
         let end = if known { needed } else { self.frame.max(needed) };
         let whole = if known { end } else { end + SLACK };
         let aligned = end >= ALIGNED_MIN;
-        // A nearly full chunk is left behind, so that a read is worth its system call.
-        let fits = if aligned { whole <= capacity } else { capacity >= self.chunk.max(whole) };
+        // A nearly full chunk is left behind, so that a read is worth its system call; not before, for a fresh chunk is memory that
+        // the kernel has to clear.
+        let worth = if aligned { 0 } else { self.chunk / 8 };
+        let fits = whole <= capacity && worth <= capacity - have;
         let room = (!fits).then(|| whole.max(self.chunk) - have);
         let capacity = room.map_or(capacity, |room| capacity.max(have + room));
         self.limit = if aligned { self.aligned(end, capacity) } else { capacity } - have;
@@ -85,11 +87,21 @@ impl ReadAhead {
 mod tests {
     use super::*;
 
-    /// Reads a stream of frames through the plan; answers the bytes that were moved and the reads it took.
-    fn moved(frames: impl Iterator<Item = usize>, arrives: usize) -> (usize, usize, usize) {
+    /// What a stream cost: bytes moved, reads, bytes in all, bytes of fresh chunks.
+    struct Cost {
+        moved: usize,
+        reads: usize,
+        total: usize,
+        fresh: usize,
+    }
+
+    /// Reads a stream of frames through the plan, at most `arrives` bytes a time.
+    fn cost(frames: impl Iterator<Item = usize>, arrives: usize) -> Cost {
         let mut ahead = ReadAhead::new();
         ahead.open_up();
-        let (mut have, mut capacity, mut moved, mut reads, mut total) = (0, CHUNK_MIN, 0, 0, 0);
+        let (mut have, mut capacity) = (0, CHUNK_MIN);
+        let Cost { mut moved, mut reads, mut total, mut fresh } =
+            Cost { moved: 0, reads: 0, total: 0, fresh: 0 };
         for size in frames {
             total += size;
             while have < size {
@@ -98,6 +110,7 @@ mod tests {
                 if let Some(room) = plan.room {
                     moved += have;
                     capacity = have + room;
+                    fresh += capacity;
                 }
                 assert!(plan.limit >= 1 && have + plan.limit <= capacity, "{plan:?} {have} {capacity}");
                 let read = plan.limit.min(arrives);
@@ -109,13 +122,13 @@ mod tests {
             capacity -= size;
             ahead.took(size);
         }
-        (moved, reads, total)
+        Cost { moved, reads, total, fresh }
     }
 
     #[test]
     fn frames_of_one_size_are_never_moved_once_their_size_is_known() {
         for size in [4_200, 16_500, 40_000, 131_200, 1 << 20, 5 << 20] {
-            let (moved, reads, total) = moved(std::iter::repeat_n(size, 500), usize::MAX);
+            let Cost { moved, reads, total, .. } = cost(std::iter::repeat_n(size, 500), usize::MAX);
             assert!(moved <= CHUNK_MIN, "{size}: {moved} of {total} moved");
             assert!(reads <= 510 + 500 * size / CHUNK_MAX, "{size}: {reads} reads");
         }
@@ -123,15 +136,23 @@ mod tests {
 
     #[test]
     fn varints_that_grow_cost_their_bytes_only() {
-        let (moved, _, total) = moved((0..5_000).map(|n| 131_072 + 90 + n / 100), usize::MAX);
+        let Cost { moved, total, .. } = cost((0..5_000).map(|n| 131_072 + 90 + n / 100), usize::MAX);
         assert!(moved * 1_000 <= total, "{moved} of {total} moved");
     }
 
     #[test]
     fn small_frames_are_read_by_the_chunk() {
-        let (moved, reads, total) = moved(std::iter::repeat_n(130, 100_000), usize::MAX);
+        let Cost { moved, reads, total, .. } = cost(std::iter::repeat_n(130, 100_000), usize::MAX);
         assert!(reads <= total / CHUNK_MAX + 10, "{reads} reads");
         assert!(moved * 100 <= total, "{moved} of {total} moved");
+    }
+
+    #[test]
+    fn a_chunk_serves_many_small_reads() {
+        for arrives in [130, 1_300, 13_000] {
+            let Cost { total, fresh, .. } = cost(std::iter::repeat_n(130, 100_000), arrives);
+            assert!(fresh <= total * 5 / 4 + 2 * CHUNK_MAX, "{fresh} bytes of fresh chunks for {total}");
+        }
     }
 
     #[test]
@@ -146,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_slow_stream_is_read_as_it_comes() {
-        let (moved, _, total) = moved(std::iter::repeat_n(20_000, 1_000), 1_460);
+        let Cost { moved, total, .. } = cost(std::iter::repeat_n(20_000, 1_000), 1_460);
         assert!(moved <= total / 100, "{moved} of {total} moved");
     }
 }
