@@ -7,7 +7,7 @@ use crate::format::segment::{self as format, Block, Footer, Run, TRAILER};
 use crate::shard::FlushPlan;
 use bytes::Bytes;
 use geminga_bookie_client::entry::Entry;
-use geminga_common::disk::{Disk, DiskFile, OpenMode};
+use geminga_common::disk::{DirectAppend, Disk, DiskFile, OpenMode};
 use geminga_common::ids::{EntryId, LedgerId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
@@ -252,8 +252,8 @@ pub(crate) fn write(
     let (Some((low, _)), Some((high, _))) = (ledgers().next(), ledgers().next_back()) else {
         return Ok(None);
     };
-    let file = disk.open(&path(dir, id), OpenMode::CreateNew)?;
-    let mut out = Out { file: &*file, buf: Vec::with_capacity(2 << 20), flushed: 0, segment: id, count: 0 };
+    let file = DirectAppend::new(disk, path(dir, id), 2 << 20);
+    let mut out = Out { file, segment: id, count: 0 };
     let mut footer = Footer::default();
     let mut block = None;
     for (ledger, entries) in ledgers() {
@@ -265,10 +265,10 @@ pub(crate) fn write(
                 Some(start) => start,
                 None => out.begin(&mut footer, ledger, entry.id),
             };
-            format::push_entry(&mut out.buf, ledger, entry);
+            format::push_entry(out.file.buf(), ledger, entry);
             out.count += 1;
             block = Some(start);
-            if out.buf.len() - start >= config.block_bytes {
+            if out.file.buf().len() - start >= config.block_bytes {
                 out.finish(start, &mut footer)?;
                 block = None;
             }
@@ -278,9 +278,9 @@ pub(crate) fn write(
         out.finish(start, &mut footer)?;
     }
     let bytes = footer.encode(id);
-    let len = out.flushed + (out.buf.len() + bytes.len()) as u64;
-    out.buf.extend_from_slice(&bytes);
-    out.write()?;
+    out.file.buf().extend_from_slice(&bytes);
+    let len = out.file.len();
+    let file = out.file.finish()?;
     if let Err(error) = file.sync_data() {
         // A failed sync is final; only the defect of that name asks again.
         if !config.has(crate::mutant::Mutant::SyncRetried) || file.sync_data().is_err() {
@@ -292,35 +292,26 @@ pub(crate) fn write(
 }
 
 struct Out<'a> {
-    file: &'a dyn DiskFile,
-    buf: Vec<u8>,
-    flushed: u64,
+    file: DirectAppend<'a>,
     segment: u64,
     count: u32,
 }
 
 impl Out<'_> {
     fn begin(&mut self, footer: &mut Footer, ledger: LedgerId, first: EntryId) -> usize {
-        let start = self.buf.len();
-        let offset = self.flushed + start as u64;
+        let start = self.file.buf().len();
+        let offset = self.file.offset(start);
         footer.blocks.push(Block { offset, len: 0, ledger, first: first.0 });
-        format::begin_block(&mut self.buf);
+        format::begin_block(self.file.buf());
         self.count = 0;
         start
     }
 
     fn finish(&mut self, start: usize, footer: &mut Footer) -> io::Result<()> {
         if let Some(block) = footer.blocks.last_mut() {
-            block.len = (self.buf.len() - start) as u64;
-            format::finish_block(&mut self.buf, start, self.count, self.segment, block.offset);
+            block.len = (self.file.buf().len() - start) as u64;
+            format::finish_block(self.file.buf(), start, self.count, self.segment, block.offset);
         }
-        if self.buf.len() as u64 >= READ { self.write() } else { Ok(()) }
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buf, self.flushed)?;
-        self.flushed += self.buf.len() as u64;
-        self.buf.clear();
-        Ok(())
+        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
     }
 }

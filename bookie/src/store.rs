@@ -84,8 +84,10 @@ fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
 fn replace_file(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = dir.join(format!("{name}.new"));
     match disk.remove(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        // Gone for good before its name serves again: else a crash may rename what was left behind instead of what is written now.
+        Ok(()) => disk.sync_dir(dir)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let file = disk.open(&unfinished, OpenMode::CreateNew)?;
     file.write_all_at(bytes, 0)?;

@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod append;
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
 mod real;
@@ -18,6 +19,7 @@ mod redb_backend;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
 
+pub use append::DirectAppend;
 pub use real::RealDisk;
 pub use redb_backend::RedbFile;
 
@@ -33,6 +35,9 @@ pub enum OpenMode {
     ReadWrite,
     /// A new file, reading and writing; fails with `AlreadyExists` if the name is taken.
     CreateNew,
+    /// A new file for aligned direct writes that by-pass the page cache, durable after `sync_data`: what is written once and read
+    /// much later takes no memory, no second copy and no burst of write-back beside the journal.
+    CreateDirect,
     /// Existing, fully written file: aligned direct writes that are durable when they return (`O_DIRECT | O_DSYNC`).
     JournalDirect,
     /// Existing file, aligned direct reads that by-pass the page cache: after a failed sync the cache shows pages that never

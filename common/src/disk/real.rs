@@ -85,10 +85,14 @@ impl Disk for RealDisk {
             OpenMode::Read => open_flagged(path, false, 0)?,
             OpenMode::ReadWrite => open_flagged(path, true, 0)?,
             OpenMode::CreateNew => OpenOptions::new().read(true).write(true).create_new(true).open(path)?,
+            OpenMode::CreateDirect => {
+                drop(OpenOptions::new().write(true).create_new(true).open(path)?);
+                open_direct(path, true, 0)?
+            }
             OpenMode::JournalDirect => open_direct(path, true, DSYNC)?,
             OpenMode::ReadDirect => open_direct(path, false, 0)?,
         };
-        let aligned = matches!(mode, OpenMode::JournalDirect | OpenMode::ReadDirect);
+        let aligned = matches!(mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
         Ok(Arc::new(RealFile { file, aligned }))
     }
 

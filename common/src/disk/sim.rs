@@ -588,8 +588,10 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state.lock();
         let file = match (mode, state.live.names.get(path).copied()) {
-            (OpenMode::CreateNew, Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (OpenMode::CreateNew, None) => {
+            (OpenMode::CreateNew | OpenMode::CreateDirect, Some(_)) => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            (OpenMode::CreateNew | OpenMode::CreateDirect, None) => {
                 let file = state.next_inode;
                 state.next_inode += 1;
                 state.change(Change::Create { path: path.to_owned(), file });
@@ -642,7 +644,8 @@ impl Disk for SimDisk {
 
 impl SimFile {
     fn check(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let direct = matches!(self.mode, OpenMode::JournalDirect | OpenMode::ReadDirect);
+        let direct =
+            matches!(self.mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
         let good = offset.is_multiple_of(ALIGN as u64)
             && buf.len().is_multiple_of(ALIGN)
             && buf.as_ptr().addr().is_multiple_of(ALIGN);
