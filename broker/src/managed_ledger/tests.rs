@@ -110,7 +110,7 @@ impl Rig {
             let _gone = tx.try_send(event);
         });
         let topic = TopicName::parse("persistent://public/default/story").unwrap();
-        let create = CreateMode::CreateIfMissing(BTreeMap::new());
+        let create = CreateMode::CreateIfMissing(BTreeMap::new(), Vec::new());
         let ml = ManagedLedger::open(self.deps.clone(), topic, create, events).await.unwrap();
         Owner { ml, mailbox, clock: self.clock.clone() }
     }
@@ -368,7 +368,7 @@ async fn trimming_takes_whole_closed_ledgers_below_the_floor_and_their_bytes() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
-        sweep_tombstones(&rig.deps).await.unwrap();
+        sweep_tombstones(&rig.deps, Duration::ZERO).await.unwrap();
     }
     assert!(rig.meta.list(&tombstones, None, 10).await.unwrap().is_empty());
     let held = |l: LedgerId| {
