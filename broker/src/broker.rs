@@ -625,3 +625,7 @@ pub(crate) fn refusal(name: &TopicName, error: NamespaceError) -> TopicError {
         other => TopicError::Metadata(other.to_string()),
     }
 }
+
+#[cfg(test)]
+#[path = "broker_tests.rs"]
+mod tests;

@@ -7,5 +7,7 @@
 //! | `python/`, `java/`, `go/` | official clients: smoke tests, the conformance probe, the scenario under kill -9; run by `tests/run` |
 //!
 //! - [`process`]: a `geminga standalone` that can be started, killed and asked
+//! - [`wire`]: a client of one socket that decides itself when to read
 
 pub mod process;
+pub mod wire;

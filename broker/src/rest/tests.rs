@@ -400,15 +400,6 @@ async fn tenants_and_namespaces_answer_as_pulsar_does() {
         (
             "PUT",
             "/namespaces/public/c",
-            r#"{"clusterDispatchRate":{"standalone":{}}}"#,
-            501,
-            "clusterDispatchRate",
-        ),
-        ("PUT", "/namespaces/public/c", r#"{"migrated":true}"#, 501, "migrated"),
-        ("PUT", "/namespaces/public/c", r#"{"deduplicationEnabled":true}"#, 501, "deduplication"),
-        (
-            "PUT",
-            "/namespaces/public/c",
             r#"{"max_producers_per_topic":"2","auth_policies":{"namespace_auth":{"a":["produce"]}}}"#,
             204,
             "=",
@@ -426,6 +417,25 @@ async fn tenants_and_namespaces_answer_as_pulsar_does() {
     .await;
     let calls = s.fake.calls.lock().clone();
     assert_eq!(calls, ["unload public/n1 all", "unload public/n1 0x00000000_0x40000000"]);
+    s.tasks.stop();
+}
+
+#[tokio::test]
+async fn what_is_not_enforced_is_refused_and_off_is_fine() {
+    let s = server().await;
+    let at = |p: &str| format!("/namespaces/public/default/{p}");
+    let new = "/namespaces/public/c";
+    s.table(&[
+        ("POST", &at("deduplication"), "true", 501, "deduplication"),
+        ("POST", &at("deduplication"), "false", 204, "="),
+        ("POST", &at("subscriptionExpirationTime"), "0", 204, "="),
+        ("POST", &at("subscriptionExpirationTime"), "5", 501, "subscriptionExpirationTime"),
+        ("PUT", new, r#"{"clusterDispatchRate":{"standalone":{}}}"#, 501, "clusterDispatchRate"),
+        ("PUT", new, r#"{"migrated":true}"#, 501, "migrated"),
+        ("PUT", new, r#"{"deduplicationEnabled":true}"#, 501, "deduplication"),
+        ("PUT", new, r#"{"deduplicationEnabled":false,"compaction_threshold":0}"#, 204, "="),
+    ])
+    .await;
     s.tasks.stop();
 }
 
@@ -491,10 +501,6 @@ async fn policies_are_set_read_and_refused_as_pulsar_does() {
             "Unknown topic type [x]",
         ),
         ("POST", &at("deduplication"), r#""x""#, 400, "boolean"),
-        ("POST", &at("deduplication"), "true", 501, "deduplication"),
-        ("POST", &at("deduplication"), "false", 204, "="),
-        ("POST", &at("subscriptionExpirationTime"), "0", 204, "="),
-        ("POST", &at("subscriptionExpirationTime"), "5", 501, "subscriptionExpirationTime"),
         ("POST", &at("dispatchRate"), "{}", 501, "dispatchRate"),
         ("GET", &at("dispatchRate"), "", 200, "="),
         ("POST", &at("replication"), r#"["nope"]"#, 403, "Invalid cluster id: nope"),

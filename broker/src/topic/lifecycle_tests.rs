@@ -1,3 +1,5 @@
+//! The lifecycle engine in single steps and in random walks.
+
 use super::*;
 use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::rng::Rng;

@@ -17,8 +17,10 @@ use crate::broker::Broker;
 use crate::cursor::{CursorLog, DurableFloor, log::Subscriptions};
 use crate::dispatch::{ConsumerKey, TopicShape};
 use crate::managed_ledger::{self as ml, ManagedLedger};
+use geminga_bookie_client::ledgers::AppendError;
 use geminga_common::budget::Permit;
 use geminga_common::clock::Mono;
+use geminga_common::error::Code;
 use geminga_common::ids::{Position, ProducerId};
 use geminga_common::names::{SubscriptionName, TopicName};
 use geminga_proto::encode;
@@ -417,7 +419,7 @@ impl Worker {
     }
 
     fn append_failed(&mut self, count: u32, error: &ml::AppendFailure) {
-        let code = ServerError::PersistenceError;
+        let (code, text) = (ServerError::PersistenceError, failure_text(error));
         let mut left = count as usize;
         while left > 0 {
             let Some(pending) = self.pending.front_mut() else { return };
@@ -426,7 +428,7 @@ impl Worker {
                 let (peer, id) = (&pending.peer, pending.id);
                 // For a batch clients expect the higher of the two ids.
                 let sequence_id = receipt.sequence_id.max(receipt.highest_sequence_id.unwrap_or(0));
-                crate::service::send_error(peer, id, sequence_id, code, error.to_string());
+                crate::service::send_error(peer, id, sequence_id, code, text.clone());
                 decided += 1;
             }
             left -= decided;
@@ -488,4 +490,16 @@ impl Worker {
     pub(super) fn consumer_key(&mut self) -> ConsumerKey {
         ConsumerKey(self.broker.next_id())
     }
+}
+
+/// What a publisher is told of a message that could not be stored: a code, the reason, what next.
+fn failure_text(error: &ml::AppendFailure) -> String {
+    let code = match error {
+        ml::AppendFailure::Writer(AppendError::DiskFull) => Code::DISK_FULL,
+        ml::AppendFailure::Writer(AppendError::NotEnoughBookies) | ml::AppendFailure::NoBookies => {
+            Code::NOT_ENOUGH_BOOKIES
+        }
+        _ => Code::PERSISTENCE,
+    };
+    format!("{code}: {error}; no receipt was given, send it again")
 }
