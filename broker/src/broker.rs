@@ -6,8 +6,12 @@
 use crate::config::Config;
 use crate::cursor::{self, CursorLog};
 use crate::managed_ledger::{self as ml, CacheBudget, ManagedLedger};
-use crate::namespace::{DomainMode, NamespaceError, Namespaces, ResolveError, SchemaCompatibility};
+use crate::namespace::{
+    BacklogQuotaType, DomainMode, NamespaceError, Namespaces, PublishRate, QuotaPolicy, ResolveError,
+    SchemaCompatibility,
+};
 use crate::schema::SchemaRegistry;
+use crate::topic::lifecycle::{Quota, Rules};
 use crate::topic::mailbox::mailbox;
 use crate::topic::messages::Message;
 use crate::topic::worker::{Parts, Worker};
@@ -27,10 +31,21 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What CONNECTED and `/brokers/version` say: the Pulsar release whose behaviour is offered.
 pub(crate) const SERVER_VERSION: &str = "Pulsar Server Geminga-4.2.4";
+
+/// How often a creation is begun anew because its namespace or its partitioned parent was changed meanwhile.
+const CREATION_ATTEMPTS: usize = 32;
+/// Deletions that a stop or crash interrupted are taken up so long after the start, so many at most in a second, and again after
+/// a while when some could not be finished.
+const SWEEP_AFTER: Duration = Duration::from_secs(2);
+/// See [`SWEEP_AFTER`].
+const SWEEP_PAUSE: Duration = Duration::from_millis(10);
+/// See [`SWEEP_AFTER`].
+const SWEEP_AGAIN: Duration = Duration::from_secs(600);
 
 type Loading = Shared<BoxFuture<'static, Result<TopicHandle, TopicError>>>;
 
@@ -138,6 +153,8 @@ impl Broker {
         addresses: Addresses,
     ) {
         let _first_call_counts = self.addresses.set(addresses);
+        self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, sweep(self.clone()));
+        self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         let accept = crate::service::accept(self.clone(), pulsar);
         self.tasks.spawn("pulsar listener", OnFailure::StopProcess, accept);
         let rest = crate::rest::Rest {
@@ -289,18 +306,7 @@ impl Broker {
         let handle = TopicHandle::new(Arc::new(name.clone()), mailbox);
         let events = handle.clone();
         let events: ml::Events = Arc::new(move |event| events.put(Message::Ledger(event)));
-        let mode = if create {
-            ml::CreateMode::CreateIfMissing(Default::default())
-        } else {
-            ml::CreateMode::MustExist
-        };
-        let ledger =
-            ManagedLedger::open(self.ledger_deps(), name.clone(), mode, events).await.map_err(|error| {
-                match error {
-                    ml::OpenError::NotFound => TopicError::NotFound(name.clone()),
-                    other => TopicError::Persistence(other.to_string()),
-                }
-            })?;
+        let ledger = self.open_ledger(&name, create, events).await?;
         let stored = cursors
             .subscriptions(ledger.topic_id())
             .await
@@ -314,8 +320,37 @@ impl Broker {
             }
             topics.insert(name.clone(), Slot::Ready(handle.clone()));
         }
+        // Policies may have changed between the worker's look at them and its place on the list.
+        handle.put(Message::PoliciesChanged);
         self.tasks.spawn(format!("topic {name}"), OnFailure::StopProcess, worker.run());
         Ok(handle)
+    }
+
+    /// Opens a topic's ledgers, or creates the topic while everything that allows it still holds.
+    async fn open_ledger(
+        &self,
+        name: &TopicName,
+        create: bool,
+        events: ml::Events,
+    ) -> Result<ManagedLedger, TopicError> {
+        let mut mode = ml::CreateMode::MustExist;
+        for _ in 0..CREATION_ATTEMPTS {
+            match ManagedLedger::open(self.ledger_deps(), name.clone(), mode, events.clone()).await {
+                Ok(ledger) => return Ok(ledger),
+                Err(ml::OpenError::NotFound | ml::OpenError::CreationLost) if create => {
+                    if name.partition_index().is_none() {
+                        let room = self.namespaces.check_room_for(name.namespace(), 1).await;
+                        room.map_err(|error| refusal(name, error))?;
+                    }
+                    let guard = self.namespaces.topic_creation_guard(name).await;
+                    let guard = guard.map_err(|error| refusal(name, error))?;
+                    mode = ml::CreateMode::CreateIfMissing(Default::default(), guard);
+                }
+                Err(ml::OpenError::NotFound) => return Err(TopicError::NotFound(name.clone())),
+                Err(other) => return Err(TopicError::Persistence(other.to_string())),
+            }
+        }
+        Err(TopicError::Metadata("the topic's namespace keeps changing; try again".to_owned()))
     }
 
     fn ledger_deps(&self) -> ml::Deps {
@@ -433,6 +468,14 @@ impl Broker {
         (strategy, policies.and_then(|p| p.is_allow_auto_update_schema).unwrap_or(true))
     }
 
+    /// Whether producers without a schema are kept off topics that have one.
+    pub(crate) fn schema_validation_enforced(&self, name: &TopicName) -> bool {
+        let topic = self.namespaces.topic_record(&name.base());
+        let own = topic.and_then(|r| r.policies.schema_validation_enforced);
+        let shared = || self.namespaces.policies(name.namespace()).map(|p| p.schema_validation_enforced);
+        own.or_else(shared).unwrap_or(false)
+    }
+
     /// What policies limit on a topic; the topic's own come first. 0 is unbounded.
     pub(crate) fn topic_limits(&self, name: &TopicName) -> TopicLimits {
         let Some(ns) = self.namespaces.policies(name.namespace()) else { return TopicLimits::default() };
@@ -453,6 +496,68 @@ impl Broker {
         }
     }
 
+    /// The dispatchers' settings on a topic: the topic's own limits first, then the namespace's, then the broker's.
+    pub(crate) fn dispatch(&self, name: &TopicName) -> crate::dispatch::DispatchConfig {
+        let defaults = self.config.dispatch();
+        let record = self.namespaces.topic_record(&name.base());
+        let topic = record.as_ref().map(|r| &r.policies);
+        let ns = self.namespaces.policies(name.namespace());
+        let limit = |own: Option<i32>, shared: Option<i32>, default: u32| {
+            own.or(shared).map_or(default, |n| u32::try_from(n).unwrap_or(0))
+        };
+        crate::dispatch::DispatchConfig {
+            unacked_messages_per_consumer_max: limit(
+                topic.and_then(|t| t.max_unacked_on_consumer),
+                ns.as_ref().and_then(|n| n.max_unacked_messages_per_consumer),
+                defaults.unacked_messages_per_consumer_max,
+            ),
+            unacked_messages_per_subscription_max: limit(
+                topic.and_then(|t| t.max_unacked_on_subscription),
+                ns.as_ref().and_then(|n| n.max_unacked_messages_per_subscription),
+                defaults.unacked_messages_per_subscription_max,
+            ),
+            ..defaults
+        }
+    }
+
+    /// The bound on publishing to a topic: its own, else the namespace's for this cluster.
+    pub(crate) fn publish_rate(&self, name: &TopicName) -> Option<PublishRate> {
+        let topic = self.namespaces.topic_record(&name.base());
+        let own = topic.and_then(|r| r.policies.publish_rate);
+        let shared = || {
+            let policies = self.namespaces.policies(name.namespace())?;
+            policies.publish_max_message_rate.get(&self.config.cluster).copied()
+        };
+        own.or_else(shared)
+    }
+
+    /// What the lifecycle engine of a topic goes by: the topic's own policies first, then the namespace's.
+    pub(crate) fn lifecycle_rules(&self, name: &TopicName) -> Rules {
+        let record = self.namespaces.topic_record(&name.base());
+        let topic = record.as_ref().map(|r| &r.policies);
+        let ns = self.namespaces.policies(name.namespace());
+        let ttl = topic.and_then(|t| t.message_ttl_seconds);
+        let ttl = ttl.or(ns.as_ref().and_then(|n| n.message_ttl_in_seconds));
+        let quota = |kind: BacklogQuotaType| {
+            let own = topic.and_then(|t| t.backlog_quotas.get(&kind));
+            own.or(ns.as_ref().and_then(|n| n.backlog_quota_map.get(&kind))).cloned()
+        };
+        let limited =
+            |limit: Option<u64>, policy| limit.map(|limit| Quota { limit, policy: policy_or_hold(policy) });
+        let size = quota(BacklogQuotaType::DestinationStorage);
+        let age = quota(BacklogQuotaType::MessageAge);
+        Rules {
+            ttl_ms: ttl.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0).map(|s| s * 1000),
+            // Below zero is unbounded; an age of zero is, too.
+            size: size.and_then(|q| limited(u64::try_from(q.limit_size).ok(), q.policy)),
+            age: age.and_then(|q| {
+                let seconds = u64::try_from(q.limit_time).ok().filter(|s| *s > 0);
+                limited(seconds.map(|s| s * 1000), q.policy)
+            }),
+            retention: self.retention(name),
+        }
+    }
+
     /// How long acknowledged messages of a topic are kept.
     pub(crate) fn retention(&self, name: &TopicName) -> ml::Retention {
         let record = self.namespaces.topic_record(&name.base());
@@ -464,6 +569,51 @@ impl Broker {
         let bytes = u64::try_from(kept.size_mb).ok().map(|mb| mb << 20);
         ml::Retention { time_ms: ms, size_bytes: bytes }
     }
+}
+
+/// Finishes deletions that were begun before this start.
+async fn sweep(broker: Arc<Broker>) {
+    let (deps, stop) = (broker.ledger_deps(), broker.tasks.token());
+    let mut wait = SWEEP_AFTER;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = match ml::sweep_tombstones(&deps, SWEEP_PAUSE).await {
+            Ok(0) => return,
+            Ok(left) => {
+                tracing::info!(left, "deleted ledgers wait for their bookies");
+                SWEEP_AGAIN
+            }
+            Err(error) => {
+                tracing::warn!(%error, "deleted ledgers cannot be listed; tried again later");
+                SWEEP_AGAIN
+            }
+        };
+    }
+}
+
+/// Tells loaded topics when some policy has changed; many changes in one moment are told once.
+async fn tell_of_policies(broker: Arc<Broker>) {
+    const SETTLE: Duration = Duration::from_millis(20);
+    let (mut changes, stop) = (broker.namespaces.changes(), broker.tasks.token());
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        tokio::time::sleep(SETTLE).await;
+        changes.borrow_and_update();
+        broker.loaded().into_iter().for_each(|topic| topic.put(Message::PoliciesChanged));
+    }
+}
+
+/// A quota without a policy holds producers, as Pulsar's default does.
+fn policy_or_hold(policy: Option<QuotaPolicy>) -> QuotaPolicy {
+    policy.unwrap_or(QuotaPolicy::ProducerRequestHold)
 }
 
 /// A refusal of the control plane as one of a topic.
@@ -478,3 +628,7 @@ pub(crate) fn refusal(name: &TopicName, error: NamespaceError) -> TopicError {
         other => TopicError::Metadata(other.to_string()),
     }
 }
+
+#[cfg(test)]
+#[path = "broker_tests.rs"]
+mod tests;

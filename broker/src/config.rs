@@ -33,6 +33,11 @@ pub struct Config {
     /// A cursor log's ledger is replaced by one that begins with a snapshot when it holds this many bytes. Default 64 MiB, at least
     /// 4 KiB.
     pub cursor_ledger_size: ByteSize,
+    /// Bytes that the record of what one subscription acknowledged out of order may take. Default 4 MiB, 256 bytes to 64 MiB. Above
+    /// it no new messages are delivered until the oldest are acknowledged; nothing acknowledged is lost.
+    pub ack_state_max: ByteSize,
+    /// Milliseconds a connection may take until its CONNECT is there. Default 30 000, 100 to 300 000. It is closed then.
+    pub handshake_timeout_ms: u64,
     /// Milliseconds before a new active Failover consumer is served. Default 1 000, 0 to 60 000. What the old one had in
     /// flight settles meanwhile.
     pub failover_delay_ms: u64,
@@ -51,6 +56,8 @@ impl Default for Config {
             ledger_size: ByteSize(1 << 30),
             ledger_entries: 1_000_000,
             cursor_ledger_size: ByteSize(64 << 20),
+            ack_state_max: ByteSize(4 << 20),
+            handshake_timeout_ms: 30_000,
             failover_delay_ms: 1_000,
         }
     }
@@ -83,6 +90,8 @@ impl Config {
         check("ledger_size", self.ledger_size.0, 4 << 10, u64::MAX, "4 KiB and above")?;
         check("ledger_entries", self.ledger_entries, 1, u64::MAX, "1 and above")?;
         check("cursor_ledger_size", self.cursor_ledger_size.0, 4 << 10, u64::MAX, "4 KiB and above")?;
+        check("ack_state_max", self.ack_state_max.0, 256, 64 << 20, "256 bytes to 64 MiB")?;
+        check("handshake_timeout_ms", self.handshake_timeout_ms, 100, 300_000, "100 to 300000")?;
         check("failover_delay_ms", self.failover_delay_ms, 0, 60_000, "0 to 60000")
     }
 
@@ -99,6 +108,11 @@ impl Config {
     /// Patience with a connection whose place is wanted.
     pub(crate) fn liveness_timeout(&self) -> Duration {
         Duration::from_millis(self.liveness_timeout_ms)
+    }
+
+    /// Patience with a connection before its CONNECT.
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
     }
 
     /// Longest an unreceipted ack stays unwritten.

@@ -1,6 +1,11 @@
 //! The real binary as its user meets it: start, refusals with a reason, stop, restart, kill.
 #![allow(clippy::disallowed_methods)] // real files and processes
 
+mod backlog;
+mod bounds;
+mod disk;
+mod lifecycle;
+
 use anyhow::{Context as _, Result, ensure};
 use geminga_tests::process::{Standalone, refused};
 use std::time::Duration;

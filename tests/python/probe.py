@@ -13,6 +13,7 @@ import time
 import traceback
 
 import probes_client
+import probes_policies
 import probes_rest
 import probes_wire
 from probe_context import Context, PROBES
@@ -106,5 +107,5 @@ def main():
 
 
 if __name__ == "__main__":
-    assert probes_client and probes_rest and probes_wire
+    assert probes_client and probes_policies and probes_rest and probes_wire
     main()

@@ -9,7 +9,7 @@
 //!
 //! - [`process`]: a `geminga standalone` that can be started, killed and asked
 //! - [`server`]: a server inside the test's process
-//! - [`wire`]: a bare client of the wire protocol
+//! - [`wire`]: a client of one socket that decides itself when to read
 
 pub mod process;
 pub mod server;

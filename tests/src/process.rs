@@ -109,17 +109,52 @@ impl Standalone {
         Ok((status, begun.elapsed()))
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// An HTTP request; answers status and body.
     ///
     /// # Errors
     /// The connection fails or the answer is no HTTP.
     pub fn request(&self, method: &str, path: &str) -> Result<(u16, String)> {
+        self.request_with(method, path, "")
+    }
+
+    /// The stats of a topic of `public/default`.
+    ///
+    /// # Errors
+    /// They cannot be had.
+    pub fn stats(&self, topic: &str) -> Result<serde_json::Value> {
+        let (status, body) =
+            self.request("GET", &format!("/admin/v2/persistent/public/default/{topic}/stats"))?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// An HTTP request with a JSON body; answers status and body.
+    ///
+    /// # Errors
+    /// The connection fails or the answer is no HTTP.
+    pub fn request_with(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let host = self.http.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host)?;
         stream.set_read_timeout(Some(LIMIT))?;
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -1,4 +1,4 @@
-//! Snapshots as Pulsar's stats. Rates are means over the life of what they describe, until the stats window arrives.
+//! Snapshots as Pulsar's stats. Rates are means over the last half to whole minute.
 
 use crate::broker::Broker;
 use crate::rest::stats::{
@@ -8,11 +8,6 @@ use crate::rest::time::iso_utc;
 use crate::topic::admin::{ConsumerSnapshot, PublisherSnapshot, Snapshot, SubscriptionSnapshot};
 use crate::topic::messages::AccessMode;
 
-/// Events a second since `since_ms`.
-fn rate(count: u64, since_ms: u64, now_ms: u64) -> f64 {
-    count as f64 * 1000.0 / now_ms.saturating_sub(since_ms).max(1000) as f64
-}
-
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
@@ -20,19 +15,19 @@ fn ratio(part: f64, whole: f64) -> f64 {
 /// Stats of a topic.
 pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
     let now = broker.clock.wall_ms();
-    let loaded = topic.loaded_ms;
     let subscriptions: Vec<_> = topic.subscriptions.iter().collect();
     let messages_out = subscriptions.iter().map(|sub| sub.messages_out).sum();
     let bytes_out = subscriptions.iter().map(|sub| sub.bytes_out).sum();
-    let msg_rate_in = rate(topic.messages_in, loaded, now);
-    let msg_throughput_in = rate(topic.bytes_in, loaded, now);
-    let backlog = subscriptions.iter().map(|sub| sub.backlog).max().unwrap_or(0);
-    let mean = topic.ledger.bytes.checked_div(topic.ledger.entries).unwrap_or(0);
+    let [msg_rate_in, msg_throughput_in] = topic.rates;
+    let backlog_size = subscriptions.iter().map(|sub| sub.backlog_bytes).max().unwrap_or(0);
+    let age = |ms: u64| now.saturating_sub(ms) / 1000;
+    let limit = |limit: Option<u64>| limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+    let life = &topic.lifecycle;
     TopicStats {
         msg_rate_in,
         msg_throughput_in,
-        msg_rate_out: rate(messages_out, loaded, now),
-        msg_throughput_out: rate(bytes_out, loaded, now),
+        msg_rate_out: subscriptions.iter().map(|sub| sub.rates[0]).sum(),
+        msg_throughput_out: subscriptions.iter().map(|sub| sub.rates[1]).sum(),
         bytes_in_counter: topic.bytes_in,
         msg_in_counter: topic.messages_in,
         bytes_out_counter: bytes_out,
@@ -40,12 +35,17 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
         average_msg_size: ratio(msg_throughput_in, msg_rate_in),
         msg_chunk_published: topic.chunked,
         storage_size: topic.ledger.bytes,
-        backlog_size: backlog * mean,
-        publishers: topic.publishers.iter().map(|p| publisher(p, now)).collect(),
+        backlog_size,
+        backlog_quota_limit_size: limit(life.size_limit),
+        backlog_quota_limit_time: limit(life.age_limit_ms.map(|ms| ms / 1000)),
+        oldest_backlog_message_age_seconds: limit(life.oldest_ms.map(age)),
+        publish_wait_reason: life.publish_wait().map(str::to_owned),
+        publish_rate_limited_times: life.throttled_times,
+        publishers: topic.publishers.iter().map(publisher).collect(),
         waiting_publishers: topic.waiting_producers as u32,
         subscriptions: subscriptions
             .into_iter()
-            .map(|sub| (sub.name.to_string(), subscription(sub, loaded, now, mean)))
+            .map(|sub| (sub.name.to_string(), subscription(sub)))
             .collect(),
         deduplication_status: Some("Disabled".to_owned()),
         topic_epoch: topic.topic_epoch,
@@ -57,9 +57,8 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
     }
 }
 
-fn publisher(p: &PublisherSnapshot, now: u64) -> PublisherStats {
-    let msg_rate_in = rate(p.messages, p.connected_ms, now);
-    let msg_throughput_in = rate(p.bytes, p.connected_ms, now);
+fn publisher(p: &PublisherSnapshot) -> PublisherStats {
+    let [msg_rate_in, msg_throughput_in] = p.rates;
     PublisherStats {
         access_mode: match p.mode {
             AccessMode::Shared => "Shared",
@@ -82,17 +81,20 @@ fn publisher(p: &PublisherSnapshot, now: u64) -> PublisherStats {
     }
 }
 
-fn subscription(sub: &SubscriptionSnapshot, loaded: u64, now: u64, mean: u64) -> SubscriptionStats {
+fn subscription(sub: &SubscriptionSnapshot) -> SubscriptionStats {
     let d = &sub.dispatcher;
+    let [msg_rate_out, msg_throughput_out, msg_rate_redeliver, message_ack_rate, msg_rate_expired] =
+        sub.rates;
     SubscriptionStats {
-        msg_rate_out: rate(sub.messages_out, loaded, now),
-        msg_throughput_out: rate(sub.bytes_out, loaded, now),
+        msg_rate_out,
+        msg_throughput_out,
         bytes_out_counter: sub.bytes_out,
         msg_out_counter: sub.messages_out,
-        msg_rate_redeliver: rate(sub.redelivered, loaded, now),
-        message_ack_rate: rate(sub.acked, loaded, now),
+        msg_rate_redeliver,
+        message_ack_rate,
+        msg_rate_expired,
         msg_backlog: sub.backlog,
-        backlog_size: sub.backlog * mean,
+        backlog_size: sub.backlog_bytes,
         msg_backlog_no_delayed: sub.backlog.saturating_sub(d.delayed_entries),
         blocked_subscription_on_unacked_msgs: d.blocked_on_unacked,
         msg_delayed: d.delayed_entries,
@@ -103,13 +105,16 @@ fn subscription(sub: &SubscriptionSnapshot, loaded: u64, now: u64, mean: u64) ->
         active_consumer_name: sub.active_consumer.clone(),
         msg_expired: sub.expired,
         total_msg_expired: sub.expired,
+        last_expire_timestamp: sub.last_expired_ms,
         last_consumed_flow_timestamp: sub.last_flow_ms,
         last_consumed_timestamp: sub.last_consumed_ms,
         last_acked_timestamp: sub.last_acked_ms,
         last_mark_delete_advanced_timestamp: sub.last_floor_ms,
-        consumers: sub.consumers.iter().map(|c| consumer(c, sub, now)).collect(),
+        consumers: sub.consumers.iter().map(|c| consumer(c, sub)).collect(),
         is_durable: sub.durable,
         durable: sub.durable,
+        is_replicated: sub.replicated,
+        replicated: sub.replicated,
         draining_hashes_count: d.draining.len() as u64,
         draining_hashes_cleared_total: d.draining_cleared_total,
         draining_hashes_unacked_messages: d.draining.iter().map(|h| u64::from(h.unacked_entries)).sum(),
@@ -120,7 +125,7 @@ fn subscription(sub: &SubscriptionSnapshot, loaded: u64, now: u64, mean: u64) ->
     }
 }
 
-fn consumer(c: &ConsumerSnapshot, sub: &SubscriptionSnapshot, now: u64) -> ConsumerStats {
+fn consumer(c: &ConsumerSnapshot, sub: &SubscriptionSnapshot) -> ConsumerStats {
     let stats = ConsumerStats {
         consumer_name: c.name.clone(),
         address: c.address.clone(),
@@ -132,13 +137,15 @@ fn consumer(c: &ConsumerSnapshot, sub: &SubscriptionSnapshot, now: u64) -> Consu
         metadata: c.metadata.clone(),
         ..ConsumerStats::default()
     };
+    let [msg_rate_out, msg_throughput_out, msg_rate_redeliver, message_ack_rate, _] = c.rates;
     let Some(d) = sub.dispatcher.consumers.iter().find(|d| d.key == c.key) else { return stats };
     ConsumerStats {
-        msg_rate_out: rate(d.sent_messages, c.connected_ms, now),
-        msg_throughput_out: rate(d.sent_bytes, c.connected_ms, now),
+        msg_rate_out,
+        msg_throughput_out,
         bytes_out_counter: d.sent_bytes,
         msg_out_counter: d.sent_messages,
-        msg_rate_redeliver: rate(d.redelivered_messages, c.connected_ms, now),
+        msg_rate_redeliver,
+        message_ack_rate,
         available_permits: d.permits,
         unacked_messages: d.unacked_messages,
         avg_messages_per_entry: d.sent_messages.checked_div(d.sent_entries).unwrap_or(0),

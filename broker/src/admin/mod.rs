@@ -101,6 +101,7 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
         (
             TopicError::Terminated
             | TopicError::Limit(_)
+            | TopicError::QuotaExceeded(_)
             | TopicError::InvalidName(_)
             | TopicError::ConsumerBusy(_)
             | TopicError::ConsumerAssign(_)

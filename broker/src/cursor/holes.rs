@@ -147,6 +147,13 @@ impl Holes {
         })
     }
 
+    /// The last entry of the set.
+    #[must_use]
+    pub fn last(&self) -> Option<Position> {
+        let (ledger, bitmap) = self.ledgers.last_key_value()?;
+        bitmap.max().map(|entry| Position::new(*ledger, EntryId(u64::from(entry))))
+    }
+
     /// Bytes of the set, about.
     #[must_use]
     pub fn size(&self) -> usize {

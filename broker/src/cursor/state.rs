@@ -197,7 +197,13 @@ impl AckState {
         &self.acked
     }
 
-    /// Bytes held, about. The dispatcher stops a subscription above 4 MiB, with a named reason, instead of losing acks.
+    /// The last entry that is acked out of order, wholly or in part: nothing is known of the entries behind it.
+    #[must_use]
+    pub fn last_touched(&self) -> Option<Position> {
+        self.acked.holes.last().max(self.acked.batches.last_key_value().map(|(p, _)| *p))
+    }
+
+    /// Bytes held, about. Forward reading of a subscription stops above 4 MiB, with a named reason, instead of acks being lost.
     #[must_use]
     pub fn size(&self) -> usize {
         self.acked.size()

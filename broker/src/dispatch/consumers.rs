@@ -187,6 +187,21 @@ impl Consumers {
         });
     }
 
+    /// A new limit on each consumer's unacknowledged messages, 0 = none.
+    pub(super) fn set_unacked_max(&mut self, unacked_max: u32) {
+        self.unacked_max = if unacked_max == 0 { u64::MAX } else { u64::from(unacked_max) };
+        let unacked_max = self.unacked_max;
+        for slot in self.order.clone() {
+            self.change(slot, |consumer| {
+                let was = std::mem::replace(&mut consumer.blocked, consumer.unacked >= unacked_max);
+                if was && !consumer.blocked {
+                    consumer.permits =
+                        consumer.permits.saturating_add_unsigned(std::mem::take(&mut consumer.parked));
+                }
+            });
+        }
+    }
+
     pub(super) fn is_available(&self, slot: Slot) -> bool {
         self.slots.get(slot as usize).and_then(Option::as_ref).is_some_and(|consumer| consumer.available)
     }

@@ -131,6 +131,16 @@ impl Dispatcher {
         Vec::new()
     }
 
+    /// New limits on unacknowledged messages, 0 = none; whoever is below them now is no longer held up, whoever is above stops.
+    pub fn set_unacked_limits(&mut self, per_consumer: u32, per_subscription: u32) {
+        match &mut self.0 {
+            Kind::Single(_) => {}
+            Kind::Shared(Shared { core, .. }) | Kind::KeyShared(KeyShared { core, .. }) => {
+                core.set_unacked_limits(per_consumer, per_subscription);
+            }
+        }
+    }
+
     /// The consumer may be sent `permits` more messages. Unknown consumers are ignored, as on Pulsar.
     pub fn flow(&mut self, key: ConsumerKey, permits: u32) {
         match &mut self.0 {

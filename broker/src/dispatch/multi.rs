@@ -138,6 +138,14 @@ impl Core {
         Released { consumer: self.consumers.at(slot).spec.key, messages }
     }
 
+    /// New limits, 0 = none.
+    pub(super) fn set_unacked_limits(&mut self, per_consumer: u32, per_subscription: u32) {
+        self.config.unacked_messages_per_consumer_max = per_consumer;
+        self.config.unacked_messages_per_subscription_max = per_subscription;
+        self.consumers.set_unacked_max(per_consumer);
+        self.blocked = per_subscription > 0 && self.unacked >= u64::from(per_subscription);
+    }
+
     /// Takes one entry from whoever holds it, for an acknowledgement.
     pub(super) fn take_acked(&mut self, position: Position) -> Option<Held> {
         self.counts.remove(position);

@@ -113,6 +113,9 @@ pub enum WaitReason {
     KeysBlocked,
     /// A failover is being settled; reading starts at this time in milliseconds.
     PausedForFailover(u64),
+    /// So much was acknowledged out of order that no new entries are read until acknowledgements close some gaps. Told by the
+    /// caller, who shows the machine an end of the log before the gaps' end.
+    AckStateFull,
 }
 
 impl WaitReason {
@@ -132,6 +135,7 @@ impl WaitReason {
             Self::SubscriptionUnackedLimit => "subscription_unacked_limit",
             Self::KeysBlocked => "keys_blocked",
             Self::PausedForFailover(_) => "paused_for_failover",
+            Self::AckStateFull => "ack_state_full",
         }
     }
 }
@@ -158,6 +162,9 @@ impl fmt::Display for WaitReason {
             Self::KeysBlocked => {
                 f.write_str("the next messages are bound to consumers that cannot take them")
             }
+            Self::AckStateFull => f.write_str(
+                "too many gaps between acknowledged messages; acknowledge or redeliver the oldest ones",
+            ),
             Self::PausedForFailover(ms) => write!(f, "settling a failover until {ms} ms"),
         }
     }

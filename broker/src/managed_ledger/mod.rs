@@ -497,6 +497,23 @@ impl ManagedLedger {
         self.state.rank(b).1.saturating_sub(self.state.rank(a).1)
     }
 
+    /// The first position from which at most `bytes` lie before the end; as exact as [`Self::size_between`].
+    #[must_use]
+    pub fn position_leaving(&self, bytes: u64) -> Position {
+        self.state.position_leaving(bytes)
+    }
+
+    /// When [`Self::trim`] would let a ledger go, ms since 1970; `None` while time alone changes nothing.
+    #[must_use]
+    pub fn next_trim_ms(
+        &self,
+        durable_floor: Option<Position>,
+        retention: Retention,
+        now_ms: u64,
+    ) -> Option<u64> {
+        self.state.next_trim_ms(durable_floor, retention, now_ms)
+    }
+
     /// Messages (not entries) from `a` to `b`: exact for whole ledgers, by the mean entry within one.
     #[must_use]
     pub fn messages_between(&self, a: Position, b: Position) -> u64 {

@@ -6,7 +6,7 @@ use super::record::{self, RecordError};
 use super::state::{Change, State};
 use geminga_bookie_client::ledgers::{RecoverError, Recovered};
 use geminga_common::ids::{MessageIndex, OwnerEpoch};
-use geminga_common::metadata::{Compare, MetaError, Op, Record, Revision, Txn};
+use geminga_common::metadata::{Compare, MetaError, Op, Record, Revision, Txn, TxnOutcome};
 use geminga_common::names::TopicName;
 use geminga_common::rng::Rng;
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ const ROUNDS_MAX: usize = 8;
 pub enum CreateMode {
     /// It is an error.
     MustExist,
-    /// It is created with these properties.
-    CreateIfMissing(BTreeMap<String, String>),
+    /// It is created with these properties, if these conditions hold in the very transaction that creates it.
+    CreateIfMissing(BTreeMap<String, String>, Vec<Compare>),
 }
 
 /// Why a topic could not be opened.
@@ -29,6 +29,9 @@ pub enum OpenError {
     /// No such topic.
     #[error("topic does not exist")]
     NotFound,
+    /// A condition of the creation no longer holds: ask for it anew.
+    #[error("what the topic's creation depends on has changed meanwhile")]
+    CreationLost,
     /// An owner with a higher epoch has written the record, or keeps writing it: ownership is to be looked up again.
     #[error("topic is owned by another broker")]
     NotOwner,
@@ -68,8 +71,12 @@ pub(super) async fn open(deps: &Deps, topic: &TopicName, mode: CreateMode) -> Re
                 load(deps, &key, &stored, &mut rng, again).await?
             }
             (None, CreateMode::MustExist) => return Err(OpenError::NotFound),
-            (None, CreateMode::CreateIfMissing(properties)) => {
-                create(deps, &key, properties.clone(), rng.next_u64()).await?
+            (None, CreateMode::CreateIfMissing(properties, conditions)) => {
+                let created = create(deps, &key, properties.clone(), conditions, rng.next_u64()).await?;
+                if created.is_none() && !hold(deps, conditions).await? {
+                    return Err(OpenError::CreationLost);
+                }
+                created
             }
         };
         if let Some(opened) = done {
@@ -146,17 +153,25 @@ fn fold(
     }
 }
 
+/// Whether all of the conditions hold now.
+async fn hold(deps: &Deps, conditions: &[Compare]) -> Result<bool, MetaError> {
+    let txn = Txn { compares: conditions.to_vec(), ops: Vec::new() };
+    Ok(matches!(deps.meta.txn(txn).await?, TxnOutcome::Committed(_)))
+}
+
 /// A topic without a ledger.
 async fn create(
     deps: &Deps,
     key: &str,
     properties: BTreeMap<String, String>,
+    conditions: &[Compare],
     op_id: u64,
 ) -> Result<Option<Opened>, OpenError> {
     let id = deps.topic_ids.next(deps).await?;
     let mut state = State::new(id, properties, deps.clock.wall_ms());
     state.writer_epoch = OwnerEpoch(deps.owner_epoch.0);
     let mut compares = deps.guard.clone();
+    compares.extend(conditions.iter().cloned());
     compares.push(Compare::Absent(key.to_owned()));
     let ops = vec![Op::put(key, record::encode(&state, op_id))];
     let txn = commit::Transaction {

@@ -521,4 +521,37 @@ impl State {
         }
         count
     }
+
+    /// When retention lets the first closed ledger go, ms since 1970 (the past means now); `None`: not by time alone. `floor` as
+    /// in [`Self::trim_choice`].
+    #[must_use]
+    pub fn next_trim_ms(&self, floor: Option<Position>, retention: Retention, now_ms: u64) -> Option<u64> {
+        let first = self.segments.first()?;
+        if self.trim_choice(floor, retention, now_ms, 1) > 0 {
+            return Some(now_ms);
+        }
+        let consumed = floor.is_none_or(|f| Position::new(first.id(), first.last()) < f);
+        retention.time_ms.filter(|_| consumed).map(|time| first.closed_ms.saturating_add(time))
+    }
+
+    /// The first position from which at most `bytes` lie before the end, within a ledger by its mean entry.
+    #[must_use]
+    pub fn position_leaving(&self, bytes: u64) -> Position {
+        let skip = self.totals().1.saturating_sub(bytes);
+        let entry = |bytes: u64, of: u64, entries: u64| {
+            (u128::from(bytes) * u128::from(entries)).div_ceil(u128::from(of.max(1))) as u64
+        };
+        let at = self.segments.iter().zip(&self.sums).find(|(s, sum)| sum.1 + s.bytes() > skip);
+        let to = match (at, &self.open) {
+            (Some((s, sum)), _) => {
+                Position::new(s.id(), EntryId(entry(skip.saturating_sub(sum.1), s.bytes(), s.entries())))
+            }
+            (None, Some(open)) => {
+                let into = skip.saturating_sub(self.totals_closed().1);
+                Position::new(open.id, EntryId(entry(into, open.confirmed_bytes, open.confirmed)))
+            }
+            (None, None) => self.end(),
+        };
+        self.clamp(to)
+    }
 }

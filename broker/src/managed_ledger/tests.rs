@@ -13,7 +13,7 @@ use geminga_common::ids::{EntryId, MessageIndex, Term};
 use geminga_common::metadata::memory::MemoryStore;
 use geminga_common::metadata::{LeaseId, MetaError, Op, Record, Txn, TxnOutcome, WatchStream};
 use parking_lot::Mutex;
-use state::{Change, OpenTail};
+use state::{Change, OpenTail, Segment};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -111,7 +111,7 @@ impl Rig {
             let _gone = tx.try_send(event);
         });
         let topic = TopicName::parse("persistent://public/default/story").unwrap();
-        let create = CreateMode::CreateIfMissing(BTreeMap::new());
+        let create = CreateMode::CreateIfMissing(BTreeMap::new(), Vec::new());
         let ml = ManagedLedger::open(self.deps.clone(), topic, create, events).await.unwrap();
         Owner { ml, mailbox, clock: self.clock.clone() }
     }
@@ -369,7 +369,7 @@ async fn trimming_takes_whole_closed_ledgers_below_the_floor_and_their_bytes() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
-        sweep_tombstones(&rig.deps).await.unwrap();
+        sweep_tombstones(&rig.deps, Duration::ZERO).await.unwrap();
     }
     assert!(rig.meta.list(&tombstones, None, 10).await.unwrap().is_empty());
     let held = |l: LedgerId| {
@@ -491,6 +491,51 @@ async fn the_cache_of_all_topics_stays_within_its_budget_oldest_first() {
 }
 
 // ---- scripts over the pure state -------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_topic_is_created_only_while_its_conditions_hold() {
+    let rig = Rig::new(Config::default());
+    let topic = TopicName::parse("persistent://public/default/guarded").unwrap();
+    let put = |value: &'static [u8]| Txn { compares: Vec::new(), ops: vec![Op::put("ns", value)] };
+    let write = async |value| match rig.meta.txn(put(value)).await.unwrap() {
+        TxnOutcome::Committed(revision) => Compare::ModRevision("ns".into(), revision),
+        other => panic!("{other:?}"),
+    };
+    let open = async |guard: &Compare| {
+        let mode = CreateMode::CreateIfMissing(BTreeMap::new(), vec![guard.clone()]);
+        ManagedLedger::open(rig.deps.clone(), topic.clone(), mode, Arc::new(|_| {})).await
+    };
+    let before = write(b"alive").await;
+    let after = write(b"going").await;
+    assert_eq!(open(&before).await.err(), Some(OpenError::CreationLost));
+    assert_eq!(rig.meta.get(&rig.deps.keys.topic(&topic)).await.unwrap(), None, "nothing was created");
+    assert!(open(&after).await.is_ok());
+    assert!(open(&before).await.is_ok(), "what is there is opened whatever the conditions of its creation");
+}
+
+#[test]
+fn retention_names_its_time_and_eviction_its_place() {
+    let mut state = State::new(TopicId(1), BTreeMap::new(), 0);
+    let segment =
+        |id: u64, closed_ms| Segment::new(closed(id, 10), MessageIndex(id * 10), 0, closed_ms).unwrap();
+    assert!(state.set_chain(vec![segment(1, 1000), segment(2, 5000)], None));
+    state.last = Some(at(2, 9));
+    let minute = Retention { time_ms: Some(60_000), size_bytes: None };
+    let due = |floor: Option<Position>, now| state.next_trim_ms(floor, minute, now);
+    assert_eq!(due(None, 0), Some(61_000));
+    assert_eq!(due(None, 61_000), Some(61_000));
+    assert_eq!(due(Some(at(1, 9)), 99_000), None, "still needed: time alone changes nothing");
+    assert_eq!(due(Some(at(2, 0)), 99_000), Some(99_000));
+    assert_eq!(state.next_trim_ms(None, Retention::FOREVER, 99_000), None);
+    // Two ledgers of ten entries of 100 bytes.
+    let leaving = |bytes| state.position_leaving(bytes);
+    assert_eq!((leaving(5000), leaving(2000), leaving(1999)), (at(1, 0), at(1, 0), at(1, 1)));
+    assert_eq!((leaving(1000), leaving(900), leaving(1)), (at(2, 0), at(2, 1), state.end()));
+    for bytes in 0..2500 {
+        let left = 2000 - state.rank(leaving(bytes)).1;
+        assert!(left <= bytes, "{left} bytes are left of {bytes}");
+    }
+}
 
 fn closed(id: u64, entries: u64) -> ClosedLedger {
     ClosedLedger {

@@ -4,8 +4,12 @@
 use super::Deps;
 use super::record;
 use geminga_bookie_client::record::ClosedLedger;
-use geminga_common::metadata::{MetaError, Op, Txn, list_all};
+use geminga_common::metadata::{MetaError, Op, Txn};
 use geminga_common::tasks::OnFailure;
+use std::time::Duration;
+
+/// Tombstones read at a time.
+const PAGE: usize = 256;
 
 /// Deletes tombstoned ledgers beside the owner.
 pub(super) fn bury(deps: &Deps, gone: Vec<ClosedLedger>) {
@@ -36,20 +40,32 @@ async fn delete(deps: &Deps, ledger: &ClosedLedger) -> bool {
     }
 }
 
-/// Takes up deletions that were interrupted; to be called at start and now and then. Answers how many tombstones are left.
+/// Takes up deletions that were interrupted, one after the other with a pause between; to be called at start and now and then.
+/// Answers how many tombstones are left.
 ///
 /// # Errors
 /// The tombstones cannot be listed.
-pub async fn sweep_tombstones(deps: &Deps) -> Result<usize, MetaError> {
-    let mut left = 0;
-    for stored in list_all(&*deps.meta, &deps.keys.tombstones_prefix()).await? {
-        match record::decode_tombstone(&stored.value) {
-            Ok((ledger, _)) => left += usize::from(!delete(deps, &ledger).await),
-            Err(error) => {
-                tracing::error!(key = %stored.key, %error, "tombstone cannot be read and is kept");
-                left += 1;
+pub async fn sweep_tombstones(deps: &Deps, pause: Duration) -> Result<usize, MetaError> {
+    let (prefix, stop) = (deps.keys.tombstones_prefix(), deps.tasks.token());
+    let (mut left, mut after) = (0, None::<String>);
+    loop {
+        // A page at a time: there may be as many as there are ledgers.
+        let page = deps.meta.list(&prefix, after.as_deref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(left) };
+        after = Some(last.key.clone());
+        for stored in &page {
+            match record::decode_tombstone(&stored.value) {
+                Ok((ledger, _)) => left += usize::from(!delete(deps, &ledger).await),
+                Err(error) => {
+                    tracing::error!(key = %stored.key, %error, "tombstone cannot be read and is kept");
+                    left += 1;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(left),
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
-    Ok(left)
 }

@@ -13,7 +13,7 @@ use super::{AutoCreation, DomainMode, NamespaceError, Partitioned, decode, encod
 use bytes::Bytes;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Record, Txn, TxnOutcome};
-use geminga_common::names::{NamespaceName, TenantName};
+use geminga_common::names::{NamespaceName, TenantName, TopicName};
 use geminga_common::tasks::{OnFailure, TaskGroup};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -315,6 +315,28 @@ impl Namespaces {
             return Err(NamespaceError::NamespaceDeleting(namespace.clone()));
         }
         Ok(Compare::ModRevision(key, found.mod_revision))
+    }
+
+    /// All that a transaction which creates this very topic must compare: its namespace as in [`Self::creation_guard`]; that a
+    /// plain topic's name is not that of a partitioned one; that a partition's parent is as it was read here.
+    ///
+    /// # Errors
+    /// When the namespace is not there or being deleted, or a partition has no parent that counts it; metadata errors.
+    pub async fn topic_creation_guard(&self, topic: &TopicName) -> Result<Vec<Compare>, NamespaceError> {
+        let namespace = self.creation_guard(topic.namespace()).await?;
+        let key = self.keys().partitioned(&topic.base());
+        let parent = self.store().get(&key).await?;
+        let count = match &parent {
+            Some(record) => Some(decode::<Partitioned>(&record.value)?),
+            None => None,
+        };
+        let count = count.filter(|record| !record.deleted).map(|record| record.partitions);
+        super::check_load(topic, count)?;
+        let parent = match parent {
+            Some(record) => Compare::ModRevision(key, record.mod_revision),
+            None => Compare::Absent(key),
+        };
+        Ok(vec![namespace, parent])
     }
 
     /// Creates a namespace.

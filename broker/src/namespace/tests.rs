@@ -291,3 +291,25 @@ fn patterns_match_whole_names_without_domain_and_partition() {
     assert!(Pattern::new("(?=look)").is_err());
     assert!(Pattern::new("((a{1000}){1000}){1000}").is_err());
 }
+
+#[tokio::test]
+async fn a_topics_creation_depends_on_its_namespace_and_its_partitioned_parent() {
+    let (store, tasks) = (store(), TaskGroup::new());
+    let names = open(&store, &tasks).await;
+    names.bootstrap().await.unwrap();
+    let plain = topic("persistent://public/default/both");
+    let create = async |name: &TopicName, guard: Vec<Compare>| {
+        let ops = vec![Op::put(names.cluster_keys().topic(name), &b"x"[..])];
+        names.metadata().txn(Txn { compares: guard, ops }).await.unwrap()
+    };
+    let guard = names.topic_creation_guard(&plain).await.unwrap();
+    names.create_partitioned(&plain, 2, Default::default()).await.unwrap();
+    assert_eq!(create(&plain, guard).await, TxnOutcome::CompareFailed, "it became a partitioned topic");
+    assert!(names.topic_creation_guard(&plain).await.is_err());
+    assert!(names.topic_creation_guard(&plain.partition(2)).await.is_err(), "beyond the count");
+    let guard = names.topic_creation_guard(&plain.partition(1)).await.unwrap();
+    names.grow_partitioned(&plain, 3).await.unwrap();
+    assert_eq!(create(&plain.partition(1), guard).await, TxnOutcome::CompareFailed, "its parent has changed");
+    let guard = names.topic_creation_guard(&plain.partition(1)).await.unwrap();
+    assert!(matches!(create(&plain.partition(1), guard).await, TxnOutcome::Committed(_)));
+}

@@ -6,7 +6,6 @@ pub(super) const NAMESPACE: &[&str] = &[
     "autoSubscriptionCreation",
     "autoTopicCreation",
     "backlogQuota",
-    "deduplication",
     "isAllowAutoUpdateSchema",
     "maxConsumersPerSubscription",
     "maxConsumersPerTopic",

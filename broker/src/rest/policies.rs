@@ -257,12 +257,34 @@ fn check_auto_topic_creation(value: &Value) -> Result<(), RestError> {
     }
 }
 
-fn refuse_unenforced(list: &[&str], path: &str) -> Result<(), RestError> {
-    if list.contains(&path) {
+/// Refuses a value whose form the policy does not have.
+fn fits(policies: &Policies, row: &Row, value: &Value) -> Result<(), RestError> {
+    if row.per_cluster {
+        return Ok(());
+    }
+    let changed = with_field::<Policies>(policies, row.field, Some(value.clone()));
+    changed.map(drop).map_err(|error| RestError::bad_json(error.to_string()))
+}
+
+/// Whether a value says what holds anyway for a policy that is not enforced: off.
+fn is_off(row: &Row, value: &Value) -> bool {
+    match row.check {
+        Check::NotNegative(_) => lenient::integer(value) == Some(0),
+        _ => match value {
+            Value::Bool(on) => !on,
+            Value::Number(n) => n.as_f64().is_some_and(|n| n < 0.0),
+            _ => false,
+        },
+    }
+}
+
+fn refuse_unenforced(list: &[&str], row: &Row, value: &Value) -> Result<(), RestError> {
+    if list.contains(&row.path) || is_off(row, value) {
         return Ok(());
     }
     Err(RestError::not_implemented(format!(
-        "policy {path} is not enforced, so it is not stored either; setting it"
+        "policy {} is not enforced, so it is not stored either; setting it",
+        row.path
     )))
 }
 
@@ -297,7 +319,10 @@ async fn namespace_row(rest: &Rest, req: &Req, name: &NamespaceName, row: &'stat
     // Setting null removes, as in Pulsar.
     let value = value.filter(|value| !value.is_null());
     if let Some(value) = &value {
-        refuse_unenforced(enforced::NAMESPACE, row.path)?;
+        if !enforced::NAMESPACE.contains(&row.path) {
+            fits(&policies, row, value)?;
+            refuse_unenforced(enforced::NAMESPACE, row, value)?;
+        }
         check(row.check, value)?;
     }
     set_field(
@@ -361,7 +386,7 @@ async fn topic_row(rest: &Rest, req: &Req, topic: &TopicName, row: &'static Row)
     };
     let value = value.filter(|value| !value.is_null());
     if let Some(value) = &value {
-        refuse_unenforced(enforced::TOPIC, row.path)?;
+        refuse_unenforced(enforced::TOPIC, row, value)?;
         check(row.check, value)?;
     }
     if req.flag("isGlobal") {
@@ -429,15 +454,32 @@ fn applied(rest: &Rest, topic: &TopicName, row: &Row) -> Option<Value> {
     }
 }
 
+/// Fields of a namespace's record that are no policies of the table, and what keeps them from being ignored.
+const OTHERS: &[&str] = &[
+    "auth_policies", // grants: kept until authorization comes, as Pulsar keeps them while it is off
+    "backlog_quota_map", // enforced
+    "bundles",       // checked by the caller
+    "deleted",       // cleared by the caller
+    "properties",    // shown
+    "replication_clusters", // checked by the caller
+];
+
 /// Refuses a whole set of policies, as given when a namespace is created, if one in it is not enforced.
 pub(super) fn check_all(policies: &Policies) -> Result<(), RestError> {
     let (given, empty) = (object(policies), object(&Policies::default()));
-    for row in NAMESPACE {
-        let value = given.get(row.field).filter(|value| empty.get(row.field) != Some(value));
-        if let Some(value) = value {
-            refuse_unenforced(enforced::NAMESPACE, row.path)?;
-            if !row.per_cluster {
-                check(row.check, value)?;
+    for (field, value) in given.iter().filter(|(field, value)| empty.get(*field) != Some(value)) {
+        match NAMESPACE.iter().find(|row| row.field == field) {
+            Some(row) => {
+                refuse_unenforced(enforced::NAMESPACE, row, value)?;
+                if !row.per_cluster {
+                    check(row.check, value)?;
+                }
+            }
+            None if OTHERS.contains(&field.as_str()) => {}
+            None => {
+                return Err(RestError::not_implemented(format!(
+                    "{field} is not enforced, so it is not stored either; setting it"
+                )));
             }
         }
     }

@@ -55,6 +55,9 @@ pub struct TopicStats {
     pub owner_broker: Option<String>,
     pub topic_creation_time_stamp: u64,
     pub last_publish_time_stamp: u64,
+    /// Ours: why producers are kept out or slowed down at the moment, `None` while they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish_wait_reason: Option<String>,
 }
 
 /// The last compaction.
@@ -350,6 +353,9 @@ impl TopicStats {
             self.oldest_backlog_message_age_seconds = part.oldest_backlog_message_age_seconds;
             self.oldest_backlog_message_subscription_name =
                 part.oldest_backlog_message_subscription_name.clone();
+        }
+        if self.publish_wait_reason.is_none() {
+            self.publish_wait_reason.clone_from(&part.publish_wait_reason);
         }
         self.publish_rate_limited_times += part.publish_rate_limited_times;
         self.earliest_msg_publish_time_in_backlogs =

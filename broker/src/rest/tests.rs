@@ -421,6 +421,25 @@ async fn tenants_and_namespaces_answer_as_pulsar_does() {
 }
 
 #[tokio::test]
+async fn what_is_not_enforced_is_refused_and_off_is_fine() {
+    let s = server().await;
+    let at = |p: &str| format!("/namespaces/public/default/{p}");
+    let new = "/namespaces/public/c";
+    s.table(&[
+        ("POST", &at("deduplication"), "true", 501, "deduplication"),
+        ("POST", &at("deduplication"), "false", 204, "="),
+        ("POST", &at("subscriptionExpirationTime"), "0", 204, "="),
+        ("POST", &at("subscriptionExpirationTime"), "5", 501, "subscriptionExpirationTime"),
+        ("PUT", new, r#"{"clusterDispatchRate":{"standalone":{}}}"#, 501, "clusterDispatchRate"),
+        ("PUT", new, r#"{"migrated":true}"#, 501, "migrated"),
+        ("PUT", new, r#"{"deduplicationEnabled":true}"#, 501, "deduplication"),
+        ("PUT", new, r#"{"deduplicationEnabled":false,"compaction_threshold":0}"#, 204, "="),
+    ])
+    .await;
+    s.tasks.stop();
+}
+
+#[tokio::test]
 async fn policies_are_set_read_and_refused_as_pulsar_does() {
     let s = server().await;
     let n = "/namespaces/public/default";

@@ -1,8 +1,9 @@
 //! One connection: a reader task that frames, decodes and hands on, and a writer task that drains the outbox.
 //!
 //! State machine: *fresh* → CONNECT → *connected* → ended. Before CONNECT only PING is answered; anything else, and a second
-//! CONNECT, ends the connection (`pulsar-observed` 1). Frames before CONNECT are bounded to 64 KiB, afterwards to the largest
-//! message plus 10 KiB; nothing is allocated by a length that a peer merely claims.
+//! CONNECT, ends the connection (`pulsar-observed` 1). Frames before CONNECT are bounded to 32 KiB, afterwards to the largest
+//! message plus 10 KiB; nothing is allocated by a length that a peer merely claims, and at most 64 KiB in all before CONNECT, which
+//! has to come within 30 s.
 //!
 //! The reader handles a whole burst (what one read brought) before it waits again; sends of one producer in a burst reach the
 //! topic as one message.
@@ -32,7 +33,11 @@ const PROTOCOL_VERSION: i32 = 21;
 /// Bytes above the largest message that a frame may have.
 const FRAME_SLACK: usize = 10 * 1024;
 /// Largest frame before CONNECT.
-const HANDSHAKE_FRAME_MAX: usize = 64 * 1024;
+const HANDSHAKE_FRAME_MAX: usize = 32 * 1024;
+/// Answers to PING that may wait unread before CONNECT, in bytes.
+const HANDSHAKE_OUTBOX_MAX: usize = 8 * 1024;
+/// Bytes waiting to be written above which nothing more is read: a client that asks and does not read its answers.
+const OUTBOX_MAX: usize = 16 * 1024 * 1024;
 
 /// Why a connection ends; logged once.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,9 @@ pub(super) enum End {
     /// A command in a state that does not allow it.
     #[error("protocol violation: {0}")]
     Violation(&'static str),
+    /// No CONNECT in time.
+    #[error("no CONNECT in time")]
+    NoConnect,
     /// No sign of life.
     #[error("no answer to PING")]
     Silent,
@@ -117,12 +125,22 @@ impl Connection {
         keep_alive.tick().await; // the first tick is immediate
         let closer = self.peer.closer().clone();
         let mut pinged = false;
+        let handshake = tokio::time::sleep(self.broker.config.handshake_timeout());
+        tokio::pin!(handshake);
         loop {
-            let mut room = self.make_room();
+            let (pause, slowed) = self.peer.pause_left(self.broker.clock.mono());
+            // Where a publish rate holds, one read must not bring minutes of it.
+            let at_once = if slowed { CHUNK_MIN } else { usize::MAX };
+            let unread = self.peer.outbox.drained_below(OUTBOX_MAX);
+            let reads = pause.is_none() && unread.is_none();
+            let mut room = make_room(&mut self.read_ahead, &mut self.buffer, at_once);
             tokio::select! {
                 biased;
                 () = closer.cancelled() => return End::ClosedByBroker,
-                read = reader.read_buf(&mut room) => match read {
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => self.peer.note_heard(),
+                () = told(unread), if !reads && pause.is_none() => {}
+                () = &mut handshake, if self.peer.announced().is_none() => return End::NoConnect,
+                read = reader.read_buf(&mut room), if reads => match read {
                     Ok(0) => return End::ClosedByPeer,
                     Ok(read) => {
                         self.read_ahead.read(read);
@@ -152,18 +170,11 @@ impl Connection {
         let result = self.frames().await;
         // What was taken before a bad frame is good: hand it on in any case.
         self.hand_on().await;
-        result
-    }
-
-    /// Room for the next read, and how much of it to fill.
-    fn make_room(&mut self) -> Limit<&mut BytesMut> {
-        let have = self.buffer.len();
-        let plan = self.read_ahead.plan(have, frame::needed(&self.buffer), self.buffer.capacity());
-        if let Some(room) = plan.room {
-            geminga_common::copies::note(have);
-            self.buffer.reserve(room);
+        result?;
+        if self.peer.announced().is_none() && self.peer.outbox.queued() > HANDSHAKE_OUTBOX_MAX {
+            return Err(End::Violation("PING without end before CONNECT"));
         }
-        (&mut self.buffer).limit(plan.limit)
+        Ok(())
     }
 
     fn limits(&self) -> FrameLimits {
@@ -279,6 +290,24 @@ impl Connection {
             None => tracing::debug!(?kind, "a command that clients do not send was ignored"),
         }
     }
+}
+
+/// Ends when the outbox has drained.
+async fn told(unread: Option<tokio::sync::oneshot::Receiver<()>>) {
+    if let Some(unread) = unread {
+        let _told_or_closed = unread.await;
+    }
+}
+
+/// Room for the next read of at most `at_once` bytes.
+fn make_room<'a>(ahead: &mut ReadAhead, buffer: &'a mut BytesMut, at_once: usize) -> Limit<&'a mut BytesMut> {
+    let have = buffer.len();
+    let plan = ahead.plan(have, frame::needed(buffer), buffer.capacity(), at_once);
+    if let Some(room) = plan.room {
+        geminga_common::copies::note(have);
+        buffer.reserve(room);
+    }
+    buffer.limit(plan.limit)
 }
 
 /// The sub-message that the type announces; a frame without it is malformed.

@@ -140,6 +140,7 @@ fn spec(
         allow_out_of_order,
         epoch: command.consumer_epoch,
         may_create: may_create || !command.durable(),
+        replicated: command.replicate_subscription_state(),
         reads_compacted: command.read_compacted(),
     })
 }

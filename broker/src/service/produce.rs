@@ -165,7 +165,7 @@ async fn create(
     let topic = broker.topic(&name, true).await?;
     let schema_version = match &command.schema {
         Some(schema) => super::schemas::add(broker, &name, schema).await?,
-        None => Bytes::new(),
+        None => super::schemas::check_schemaless(broker, &name).await.map(|()| Bytes::new())?,
     };
     let patience = broker.config.liveness_timeout();
     let mut probed = false;

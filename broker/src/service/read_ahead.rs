@@ -58,7 +58,8 @@ impl ReadAhead {
     }
 
     /// `have` bytes of a frame of `needed` bytes (or of its length field alone) are there, in a chunk of `capacity` bytes.
-    pub(super) fn plan(&mut self, have: usize, needed: usize, capacity: usize) -> Plan {
+    /// The read brings no more than `at_once`.
+    pub(super) fn plan(&mut self, have: usize, needed: usize, capacity: usize, at_once: usize) -> Plan {
         let known = needed > 4;
         let end = if known { needed } else { self.frame.max(needed) };
         let whole = if known { end } else { end + SLACK };
@@ -69,8 +70,9 @@ impl ReadAhead {
         let fits = whole <= capacity && worth <= capacity - have;
         let room = (!fits).then(|| whole.max(self.chunk) - have);
         let capacity = room.map_or(capacity, |room| capacity.max(have + room));
-        self.limit = if aligned { self.aligned(end, capacity) } else { capacity } - have;
-        Plan { room, limit: self.limit.max(1) }
+        let wanted = if aligned { self.aligned(end, capacity) } else { capacity } - have;
+        self.limit = wanted.min(at_once).max(1);
+        Plan { room, limit: self.limit }
     }
 
     /// Where the last frame ends that fits a chunk, if they all are as large as the first.
@@ -106,7 +108,7 @@ mod tests {
             total += size;
             while have < size {
                 let needed = if have >= 4 { size } else { 4 };
-                let plan = ahead.plan(have, needed, capacity);
+                let plan = ahead.plan(have, needed, capacity, usize::MAX);
                 if let Some(room) = plan.room {
                     moved += have;
                     capacity = have + room;
@@ -159,7 +161,7 @@ mod tests {
     fn a_stranger_gets_no_larger_chunk() {
         let mut ahead = ReadAhead::new();
         for _ in 0..10 {
-            let plan = ahead.plan(0, 4, 0);
+            let plan = ahead.plan(0, 4, 0, usize::MAX);
             assert_eq!(plan, Plan { room: Some(CHUNK_MIN), limit: CHUNK_MIN });
             ahead.read(plan.limit);
         }

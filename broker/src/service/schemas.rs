@@ -46,12 +46,27 @@ pub(super) async fn add(
     topic: &TopicName,
     schema: &wire::Schema,
 ) -> Result<Bytes, TopicError> {
-    let Some(data) = data(broker, schema) else { return Ok(Bytes::new()) };
+    let Some(data) = data(broker, schema) else {
+        return check_schemaless(broker, topic).await.map(|()| Bytes::new());
+    };
     let (strategy, may_add) = broker.schema_rules(topic);
     let base = topic.base();
     let source = Source::Producer { may_add };
     let version = broker.schemas.get_or_create(&base, &data, strategy, source).await.map_err(refusal)?;
     Ok(version.to_bytes())
+}
+
+/// A producer without a schema on a topic that has one: refused where validation is enforced.
+pub(super) async fn check_schemaless(broker: &Broker, topic: &TopicName) -> Result<(), TopicError> {
+    if !broker.schema_validation_enforced(topic) {
+        return Ok(());
+    }
+    match broker.schemas.latest(&topic.base()).await.map_err(refusal)? {
+        None => Ok(()),
+        Some(_) => Err(TopicError::IncompatibleSchema(
+            "the topic has a schema and schema validation is enforced: a producer needs a schema".to_owned(),
+        )),
+    }
 }
 
 /// Checks a consumer's schema against the topic's, or registers it on a topic that has none and has not been used.

@@ -1,5 +1,6 @@
 //! What a refusal means on the wire. The only place that knows.
 
+use crate::namespace::QuotaPolicy;
 use crate::topic::TopicError;
 use geminga_proto::pulsar::ServerError;
 
@@ -24,6 +25,12 @@ pub(super) fn server_error(error: &TopicError) -> ServerError {
         TopicError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,
         TopicError::InvalidName(_) => ServerError::InvalidTopicName,
         TopicError::Limit(_) => ServerError::ProducerBusy,
+        TopicError::QuotaExceeded(exceeded) => match exceeded.policy() {
+            QuotaPolicy::ProducerException => ServerError::ProducerBlockedQuotaExceededException,
+            QuotaPolicy::ProducerRequestHold | QuotaPolicy::ConsumerBacklogEviction => {
+                ServerError::ProducerBlockedQuotaExceededError
+            }
+        },
     }
 }
 

@@ -1,5 +1,6 @@
 //! What REST asks of a topic. Answers are plain snapshots; their JSON is REST's business.
 
+use super::admission::Birth;
 use super::delivery::answer;
 use super::error::{Reply, TopicError};
 use super::messages::SeekTarget;
@@ -53,8 +54,8 @@ pub(crate) struct PublisherSnapshot {
     pub(crate) address: String,
     pub(crate) client_version: String,
     pub(crate) connected_ms: u64,
-    pub(crate) messages: u64,
-    pub(crate) bytes: u64,
+    /// Messages and bytes a second.
+    pub(crate) rates: [f64; 2],
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
@@ -69,6 +70,8 @@ pub(crate) struct ConsumerSnapshot {
     pub(crate) last_flow_ms: u64,
     pub(crate) last_acked_ms: u64,
     pub(crate) last_consumed_ms: u64,
+    /// As of its subscription.
+    pub(crate) rates: [f64; 5],
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
@@ -78,6 +81,7 @@ pub(crate) struct SubscriptionSnapshot {
     pub(crate) name: SubscriptionName,
     pub(crate) kind: String,
     pub(crate) durable: bool,
+    pub(crate) replicated: bool,
     pub(crate) backlog: u64,
     pub(crate) floor: Position,
     pub(crate) mark_delete: (u64, i64),
@@ -86,9 +90,13 @@ pub(crate) struct SubscriptionSnapshot {
     pub(crate) properties: BTreeMap<String, String>,
     pub(crate) messages_out: u64,
     pub(crate) bytes_out: u64,
-    pub(crate) redelivered: u64,
     pub(crate) acked: u64,
     pub(crate) expired: u64,
+    pub(crate) last_expired_ms: u64,
+    /// Messages and bytes out, redelivered, acknowledged and expired, a second.
+    pub(crate) rates: [f64; 5],
+    /// Bytes of the backlog, from the floor on.
+    pub(crate) backlog_bytes: u64,
     pub(crate) last_flow_ms: u64,
     pub(crate) last_consumed_ms: u64,
     pub(crate) last_acked_ms: u64,
@@ -105,15 +113,17 @@ pub(crate) struct Snapshot {
     pub(crate) messages_in: u64,
     pub(crate) bytes_in: u64,
     pub(crate) entries_in: u64,
+    /// Messages and bytes in, a second.
+    pub(crate) rates: [f64; 2],
     pub(crate) chunked: bool,
     pub(crate) last_publish_ms: u64,
     pub(crate) topic_epoch: Option<u64>,
     pub(crate) created_ms: u64,
-    pub(crate) loaded_ms: u64,
     pub(crate) properties: BTreeMap<String, String>,
     pub(crate) waiting_producers: usize,
     pub(crate) publishers: Vec<PublisherSnapshot>,
     pub(crate) subscriptions: Vec<SubscriptionSnapshot>,
+    pub(crate) lifecycle: super::aging::LifecycleFigures,
     pub(crate) ledger: ml::Stats,
 }
 
@@ -161,6 +171,7 @@ impl Worker {
     }
 
     fn snapshot(&self) -> Snapshot {
+        let now = self.broker.clock.mono();
         let version =
             |peer: &super::peer::Peer| peer.announced().map(|a| a.client_version.clone()).unwrap_or_default();
         let publishers = self.producers.iter().map(|(_, p)| PublisherSnapshot {
@@ -170,29 +181,30 @@ impl Worker {
             address: p.spec.peer.address.clone(),
             client_version: version(&p.spec.peer),
             connected_ms: p.figures.connected_ms,
-            messages: p.figures.messages,
-            bytes: p.figures.bytes,
+            rates: p.figures.traffic.rates(now),
             metadata: p.spec.metadata.clone(),
         });
         Snapshot {
             messages_in: self.counters.messages_in,
             bytes_in: self.counters.bytes_in,
             entries_in: self.counters.entries_in,
+            rates: self.traffic.rates(now),
             chunked: self.counters.chunks_in > 0,
             last_publish_ms: self.counters.last_publish_ms,
             topic_epoch: self.producers.topic_epoch(),
             created_ms: self.ledger.created_ms(),
-            loaded_ms: self.loaded_ms,
             properties: self.ledger.properties().clone(),
             waiting_producers: self.producers.waiting(),
             publishers: publishers.collect(),
             subscriptions: self.subscriptions.values().map(|sub| self.subscription_snapshot(sub)).collect(),
+            lifecycle: self.lifecycle_figures(),
             ledger: self.ledger.stats(),
         }
     }
 
     fn subscription_snapshot(&self, sub: &super::subscription::Subscription) -> SubscriptionSnapshot {
         let floor = self.ledger.settle(sub.acks.floor());
+        let now = self.broker.clock.mono();
         let consumers = sub.consumers.iter().map(|(key, c)| ConsumerSnapshot {
             key: *key,
             name: c.spec.name.clone(),
@@ -202,6 +214,7 @@ impl Worker {
             last_flow_ms: c.last_flow_ms,
             last_acked_ms: c.last_acked_ms,
             last_consumed_ms: c.last_consumed_ms,
+            rates: c.traffic.rates(now),
             metadata: c.spec.metadata.clone(),
         });
         let active = sub.dispatcher.active_consumer().and_then(|key| sub.consumers.get(&key));
@@ -209,6 +222,7 @@ impl Worker {
             name: sub.name.clone(),
             kind: sub.kind.to_string(),
             durable: sub.is_durable(),
+            replicated: sub.replicated,
             backlog: sub.acks.backlog(&self.ledger),
             floor,
             mark_delete: mark_delete(floor, &self.ledger),
@@ -217,15 +231,17 @@ impl Worker {
             properties: sub.properties.clone(),
             messages_out: sub.counters.messages_out,
             bytes_out: sub.counters.bytes_out,
-            redelivered: sub.counters.redelivered,
             acked: sub.counters.acked,
             expired: sub.counters.expired,
+            last_expired_ms: sub.counters.last_expired_ms,
+            rates: sub.traffic.rates(now),
+            backlog_bytes: self.ledger.size_between(floor, self.ledger.end()),
             last_flow_ms: sub.counters.last_flow_ms,
             last_consumed_ms: sub.counters.last_consumed_ms,
             last_acked_ms: sub.counters.last_acked_ms,
             last_floor_ms: sub.counters.last_floor_ms,
             active_consumer: active.map(|c| c.spec.name.clone()),
-            wait: sub.dispatcher.wait_reason().map(|why| why.to_string()),
+            wait: sub.wait_reason().map(|why| why.to_string()),
             dispatcher: sub.dispatcher.stats(),
             consumers: consumers.collect(),
         }
@@ -248,7 +264,8 @@ impl Worker {
             SeekTarget::Entry(position, _) => self.ledger.clamp(*position),
         };
         let then = Box::new(move |_: &mut Worker, made: Result<(), TopicError>| reply.send(made));
-        self.create_subscription(name, at, properties, then);
+        let birth = Birth { at, properties, replicated: false };
+        self.create_subscription(name, birth, then);
     }
 
     fn missing(name: &SubscriptionName) -> TopicError {
@@ -260,6 +277,7 @@ impl Worker {
         let Some(sub) = self.subscriptions.get_mut(name) else {
             return reply.send(Err(Self::missing(name)));
         };
+        sub.gaps.changed = true;
         match count {
             Some(count) => {
                 sub.acks.skip(count, &self.ledger);
@@ -306,14 +324,10 @@ impl Worker {
         let Some(sub) = self.subscriptions.get_mut(name) else {
             return reply.send(Err(Self::missing(name)));
         };
-        let before = sub.acks.backlog(&self.ledger);
-        sub.acks.advance_floor(at, &self.ledger);
-        let expired = before.saturating_sub(sub.acks.backlog(&self.ledger));
-        let floor = self.ledger.settle(sub.acks.floor());
-        sub.dispatcher.acked_below(floor);
-        sub.counters.expired += expired;
+        let now = super::producers::Now { mono: now, wall_ms: self.broker.clock.wall_ms() };
+        let expired = super::aging::expire_to(sub, &mut self.durable, &self.ledger, at, now);
         if sub.is_durable() && expired > 0 {
-            sub.persisting.dirty_since.get_or_insert(now);
+            sub.persisting.dirty_since.get_or_insert(now.mono);
             let durable = Reply::new(move |done: Result<(), TopicError>| reply.send(done.map(|()| expired)));
             sub.persisting.receipts.push(durable);
         } else {

@@ -9,7 +9,7 @@ use super::messages::{
     SubscribeOutcome,
 };
 use super::peer::{Peer, ProducerSlot};
-use super::producers::Verdict;
+use super::producers::{Now, Verdict};
 use super::subscription::{Joining, Subscription};
 use super::worker::{FindFor, Worker};
 use crate::cursor::{Acked, CursorId, CursorImage, Log as _, WriteError};
@@ -24,11 +24,12 @@ impl Worker {
     pub(super) fn load_subscriptions(&mut self, stored: crate::cursor::log::Subscriptions) {
         for (name, cursor, image) in stored {
             let key = self.next_incarnation();
-            let dispatch = self.broker.config.dispatch();
+            let dispatch = self.broker.dispatch(&self.name);
             self.durable.add(cursor, image.acked.floor);
             let mut sub =
                 Subscription::new(name.clone(), key, Some(cursor), image.acked, &self.shape, dispatch);
             sub.properties = image.properties;
+            sub.replicated = image.replicated;
             self.subscriptions.insert(name, sub);
         }
     }
@@ -45,6 +46,9 @@ impl Worker {
         if self.ledger.is_terminated() {
             return reply.send(Err(TopicError::Terminated));
         }
+        if let Some(exceeded) = self.lifecycle.exceeded() {
+            return reply.send(Err(TopicError::QuotaExceeded(exceeded)));
+        }
         if let Err(refused) = self.may_produce(&spec) {
             return reply.send(Err(refused));
         }
@@ -60,13 +64,13 @@ impl Worker {
                 Ok(()) => worker.add_producer(spec, reply),
                 Err(refused) => reply.send(Err(refused)),
             });
-            return self.create_subscription(name, at, BTreeMap::new(), then);
+            let birth = Birth { at, properties: BTreeMap::new(), replicated: false };
+            return self.create_subscription(name, birth, then);
         }
         if spec.name.is_empty() {
             spec.name = self.broker.producer_name();
         }
-        let now_ms = self.broker.clock.wall_ms();
-        match self.producers.admit(spec, now_ms) {
+        match self.producers.admit(spec, self.now()) {
             Verdict::In(key) => self.admitted(key, reply),
             Verdict::Waits(key) => {
                 let name = self.producers.waiting_name(key);
@@ -77,6 +81,11 @@ impl Worker {
             Verdict::Fenced => reply.send(Err(TopicError::ProducerFenced)),
             Verdict::Exclusive(spec, epoch) => self.begin_term(None, spec, epoch, Some(reply)),
         }
+    }
+
+    /// The time by both clocks.
+    pub(super) fn now(&self) -> Now {
+        Now { mono: self.broker.clock.mono(), wall_ms: self.broker.clock.wall_ms() }
     }
 
     fn may_produce(&self, spec: &AddProducer) -> Result<(), TopicError> {
@@ -127,8 +136,7 @@ impl Worker {
                 // A fenced producer hears nothing; its next SEND ends its connection.
                 peer.slots().producers.remove(&id);
             }
-            let now_ms = worker.broker.clock.wall_ms();
-            let key = worker.producers.begin_term(waited_as, spec, epoch, now_ms);
+            let key = worker.producers.begin_term(waited_as, spec, epoch, worker.now());
             match reply {
                 Some(reply) => worker.admitted(key, reply),
                 None => {
@@ -221,6 +229,7 @@ impl Worker {
         reply: Reply<SubscribeOutcome>,
     ) {
         let (name, properties, durable) = (spec.subscription.clone(), spec.properties.clone(), spec.durable);
+        let replicated = spec.replicated;
         let ack_set = match &spec.start {
             Some(SeekTarget::Entry(position, words)) if *position == at => words.clone(),
             _ => Vec::new(),
@@ -230,10 +239,11 @@ impl Worker {
                 Ok(()) => worker.join(spec, reply),
                 Err(refused) => reply.send(Err(refused)),
             });
-            return self.create_subscription(name, at, properties, then);
+            let birth = Birth { at, properties, replicated };
+            return self.create_subscription(name, birth, then);
         }
         let incarnation = self.next_incarnation();
-        let dispatch = self.broker.config.dispatch();
+        let dispatch = self.broker.dispatch(&self.name);
         let mut sub =
             Subscription::new(name.clone(), incarnation, None, Acked::below(at), &self.shape, dispatch);
         if !ack_set.is_empty() {
@@ -275,7 +285,8 @@ impl Worker {
             return reply.send(Err(TopicError::ConsumerBusy(text)));
         }
         let name = spec.subscription.clone();
-        match sub.join(key, spec, &self.shape, self.broker.config.dispatch(), now_ms) {
+        let now = Now { mono: self.broker.clock.mono(), wall_ms: now_ms };
+        match sub.join(key, spec, &self.shape, self.broker.dispatch(&self.name), now) {
             Ok(mut effects) => {
                 tell(sub, &mut effects);
                 self.consumers.insert(key, name);
@@ -332,19 +343,23 @@ pub(super) fn close_consumer_that_seeks(spec: &Subscribe) {
     crate::service::close_consumer(&spec.peer, spec.id);
 }
 
+/// How a durable subscription begins.
+pub(super) struct Birth {
+    /// Everything before counts as acknowledged.
+    pub(super) at: Position,
+    /// Free properties.
+    pub(super) properties: BTreeMap<String, String>,
+    /// Whether its state is to be replicated to the namespace's other clusters.
+    pub(super) replicated: bool,
+}
+
 /// What goes on once a subscription is made, or could not be.
 pub(super) type Made = Box<dyn FnOnce(&mut Worker, Result<(), TopicError>) + Send>;
 
 impl Worker {
     /// Creates a durable subscription at a position; `then` goes on once it is durable. A second wish for the same name while
     /// the first is being written waits for it.
-    pub(super) fn create_subscription(
-        &mut self,
-        name: SubscriptionName,
-        at: Position,
-        properties: BTreeMap<String, String>,
-        then: Made,
-    ) {
+    pub(super) fn create_subscription(&mut self, name: SubscriptionName, birth: Birth, then: Made) {
         let limits = self.broker.topic_limits(&self.name);
         let durable = self.subscriptions.values().filter(|sub| sub.is_durable()).count() as u64;
         if limits.subscriptions_max.is_some_and(|max| durable >= max) {
@@ -360,24 +375,18 @@ impl Worker {
         let task = format!("create subscription {name}");
         self.broker.tasks.clone().spawn(task, geminga_common::tasks::OnFailure::Log, async move {
             let image = CursorImage {
-                acked: Acked::below(at),
+                acked: Acked::below(birth.at),
                 ack_properties: Vec::new(),
-                properties: properties.clone(),
+                properties: birth.properties.clone(),
                 created_ms,
-                replicated: false,
+                replicated: birth.replicated,
             };
             let made = cursors.create(topic, name.clone(), image).await;
-            handle.put(Message::Done(Box::new(move |worker| worker.created(name, at, properties, made))));
+            handle.put(Message::Done(Box::new(move |worker| worker.created(name, birth, made))));
         });
     }
 
-    fn created(
-        &mut self,
-        name: SubscriptionName,
-        at: Position,
-        properties: BTreeMap<String, String>,
-        made: Result<CursorId, WriteError>,
-    ) {
+    fn created(&mut self, name: SubscriptionName, birth: Birth, made: Result<CursorId, WriteError>) {
         let waiting = self.creating.remove(&name).unwrap_or_default();
         let made = made.map_err(|error| TopicError::Persistence(error.to_string()));
         let result = made.as_ref().map(|_cursor| ()).map_err(Clone::clone);
@@ -385,17 +394,18 @@ impl Worker {
             && !self.subscriptions.contains_key(&name)
         {
             let incarnation = self.next_incarnation();
-            let dispatch = self.broker.config.dispatch();
-            self.durable.add(cursor, at);
+            let dispatch = self.broker.dispatch(&self.name);
+            self.durable.add(cursor, birth.at);
             let mut sub = Subscription::new(
                 name.clone(),
                 incarnation,
                 Some(cursor),
-                Acked::below(at),
+                Acked::below(birth.at),
                 &self.shape,
                 dispatch,
             );
-            sub.properties = properties;
+            sub.properties = birth.properties;
+            sub.replicated = birth.replicated;
             self.subscriptions.insert(name, sub);
         }
         for then in waiting {

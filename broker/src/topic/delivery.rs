@@ -51,12 +51,13 @@ impl Worker {
     }
 
     fn dispatch(&mut self, sub: &mut Subscription) {
+        let end = self.readable_end(sub);
         for _ in 0..ROUNDS_MAX {
             if sub.reading.is_some() {
                 return;
             }
             let now_ms = self.broker.clock.wall_ms();
-            let view = LogView { floor: self.ledger.settle(sub.acks.floor()), end: self.ledger.end() };
+            let view = LogView { floor: self.ledger.settle(sub.acks.floor()), end };
             let mut effects = std::mem::take(&mut self.scratch.effects);
             let decision = sub.dispatcher.decide(now_ms, view, &mut effects);
             tell(sub, &mut effects);
@@ -64,7 +65,13 @@ impl Worker {
             match decision {
                 Decision::Wait(_) => break,
                 Decision::Read { read, from, entries, bytes, .. } => {
-                    self.forward(sub, read, from, entries, bytes)
+                    self.forward(
+                        sub,
+                        read,
+                        from,
+                        end,
+                        ReadLimit { entries: entries as usize, bytes: bytes as usize },
+                    );
                 }
                 Decision::Replay { read, positions } => self.replay(sub, read, &positions),
             }
@@ -72,15 +79,31 @@ impl Worker {
         self.tell_end(sub);
     }
 
-    fn forward(&mut self, sub: &mut Subscription, read: ReadId, from: Position, entries: u32, bytes: u32) {
+    /// How far a subscription may read: to the end of the topic, or, when what it acknowledged out of order has become too much, to
+    /// the last of that. What lies before must go on being delivered, because only its acknowledgement closes the gaps.
+    fn readable_end(&self, sub: &mut Subscription) -> Position {
         let end = self.ledger.end();
+        let limit = self.broker.config.ack_state_max.0 as usize;
+        if !sub.gaps.are_full(&sub.acks, limit, self.broker.clock.mono()) {
+            return end;
+        }
+        sub.acks.last_touched().map_or(end, |last| self.ledger.next(last).min(end))
+    }
+
+    fn forward(
+        &mut self,
+        sub: &mut Subscription,
+        read: ReadId,
+        from: Position,
+        end: Position,
+        limit: ReadLimit,
+    ) {
         // Whole stretches that are acknowledged need not be read.
-        let Some(run) = sub.acks.next_unacked_run(from, end, u64::from(entries), &self.ledger) else {
+        let Some(run) = sub.acks.next_unacked_run(from, end, limit.entries as u64, &self.ledger) else {
             self.offer(sub, read, &[], end);
             return;
         };
-        let limit =
-            ReadLimit { entries: run.entries.min(u64::from(entries)) as usize, bytes: bytes as usize };
+        let limit = ReadLimit { entries: (run.entries as usize).min(limit.entries), ..limit };
         match self.ledger.read(run.first, limit, ReadClass::Tail) {
             ReadOutcome::Ready(found) => {
                 let next = self.after(&found, run.first);
@@ -167,12 +190,14 @@ impl Worker {
 
     /// Queues deliveries, consumer by consumer as they come, one lock for each stretch.
     fn queue(&mut self, sub: &mut Subscription, found: &[ReadEntry], scratch: &mut Scratch, now_ms: u64) {
+        let mono = self.broker.clock.mono();
         let mut at = 0;
         while at < scratch.deliveries.len() {
             let key = scratch.deliveries[at].consumer;
             let stretch = scratch.deliveries[at..].iter().take_while(|d| d.consumer == key).count();
             if let Some(consumer) = sub.consumers.get_mut(&key) {
                 consumer.last_consumed_ms = now_ms;
+                let before = (sub.counters.messages_out, sub.counters.bytes_out, sub.counters.redelivered);
                 let mut push = consumer.spec.peer.outbox.push();
                 for delivery in &scratch.deliveries[at..at + stretch] {
                     let entry = &found[scratch.origin[delivery.index as usize] as usize];
@@ -197,6 +222,15 @@ impl Worker {
                 }
                 drop(push);
                 sub.counters.last_consumed_ms = now_ms;
+                let sent = [
+                    sub.counters.messages_out - before.0,
+                    sub.counters.bytes_out - before.1,
+                    sub.counters.redelivered - before.2,
+                    0,
+                    0,
+                ];
+                sub.traffic.add(sent, mono);
+                consumer.traffic.add(sent, mono);
                 let handle = self.handle.clone();
                 let waiter =
                     || -> super::outbox::Drained { Box::new(move || handle.put(Message::Writable(key))) };
@@ -277,10 +311,14 @@ impl Worker {
             return;
         };
         sub.counters.last_acked_ms = now_ms;
+        let acked = ids.len() as u64;
+        sub.traffic.add([0, 0, 0, acked, 0], mono);
         if let Some(consumer) = sub.consumers.get_mut(&consumer) {
             consumer.last_acked_ms = now_ms;
+            consumer.traffic.add([0, 0, 0, acked, 0], mono);
         }
         let before = sub.acks.floor();
+        sub.gaps.changed = true;
         if !cumulative {
             for id in &ids {
                 acked_one(sub, ledger, id.position, &id.ack_set, id.batch_size);

@@ -57,6 +57,9 @@ pub(crate) enum TopicError {
     /// The name is not a topic name.
     #[error("{0}")]
     InvalidName(String),
+    /// The backlog is larger or older than its quota allows; the policy says what the client is to do about it.
+    #[error("Cannot create producer on topic with backlog quota exceeded ({})", .0.name())]
+    QuotaExceeded(super::lifecycle::Exceeded),
     /// A limit of the namespace or topic is reached.
     #[error("{0}")]
     Limit(String),

@@ -63,6 +63,8 @@ pub(crate) enum Message {
     ConsumerStats(ConsumerKey, Reply<ConsumerFigures>),
     /// What REST asks.
     Admin(super::admin::Request),
+    /// A policy of some namespace or topic has changed: read again what holds here.
+    PoliciesChanged,
     /// Something asynchronous has ended; goes on on the owner's task.
     Done(Box<dyn FnOnce(&mut super::worker::Worker) + std::marker::Send>),
     /// Leave this broker: drain, persist, close the ledger.
@@ -253,6 +255,8 @@ pub(crate) struct Subscribe {
     pub(crate) epoch: Option<u64>,
     /// Create the subscription when it does not exist.
     pub(crate) may_create: bool,
+    /// A new subscription's state is to be replicated to other clusters.
+    pub(crate) replicated: bool,
     /// Wants the compacted view.
     pub(crate) reads_compacted: bool,
 }

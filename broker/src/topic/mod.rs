@@ -8,6 +8,10 @@
 //! | `producers` | access modes, names, epochs (pure) |
 //! | `subscription` | one subscription: dispatcher, acknowledgement state, what is dirty |
 //! | `delivery` | entries on their way to consumers |
+//! | `lifecycle` | time to live, backlog quotas, retention (pure) |
+//! | `aging` | carries out what the lifecycle engine decides; policies as they change |
+//! | `meter` | counters with rates (pure) |
+//! | `throttle` | the bound on publishing (pure) |
 //! | `requests` | subscribe, seek, unsubscribe and what REST asks |
 //! | `peer`, `outbox` | the client at the other end |
 //! | `mailbox` | many put in, one takes all |
@@ -17,16 +21,20 @@
 
 pub(crate) mod admin;
 mod admission;
+pub(crate) mod aging;
 mod delivery;
 mod error;
+pub(crate) mod lifecycle;
 mod log;
 pub(crate) mod mailbox;
 pub(crate) mod messages;
+pub(crate) mod meter;
 pub(crate) mod outbox;
 pub(crate) mod peer;
 mod producers;
 mod requests;
 mod subscription;
+mod throttle;
 pub(crate) mod worker;
 
 pub(crate) use error::{Reply, TopicError};

@@ -72,6 +72,24 @@ impl Outbox {
         !full
     }
 
+    /// Bytes waiting to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.lock().bytes
+    }
+
+    /// With more than `bytes` waiting: something that is told when the writer has taken them, or the connection closes.
+    pub(crate) fn drained_below(&self, bytes: usize) -> Option<tokio::sync::oneshot::Receiver<()>> {
+        let mut queue = self.queue.lock();
+        if queue.bytes <= bytes || queue.closed {
+            return None;
+        }
+        let (told, wait) = tokio::sync::oneshot::channel();
+        queue.waiters.push(Box::new(move || {
+            let _whoever_waited_may_be_gone = told.send(());
+        }));
+        Some(wait)
+    }
+
     /// Takes no more; what is queued is still written, then the connection's sending side ends.
     pub(crate) fn finish(&self) {
         let waiters = {

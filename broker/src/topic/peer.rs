@@ -13,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +81,8 @@ pub(crate) struct Peer {
     slots: Mutex<Slots>,
     closer: CancellationToken,
     left: CancellationToken,
+    /// Nanoseconds on the monotonic clock until which the connection is not read; 0 for never.
+    paused_until: AtomicU64,
     heard: AtomicBool,
     heard_something: Notify,
     /// Told when a consumer's creation has ended, either way.
@@ -98,6 +100,7 @@ impl Peer {
             slots: Mutex::default(),
             closer: CancellationToken::new(),
             left: CancellationToken::new(),
+            paused_until: AtomicU64::new(0),
             heard: AtomicBool::new(false),
             heard_something: Notify::new(),
             settled: Notify::new(),
@@ -132,6 +135,19 @@ impl Peer {
     /// Notes that its producers and consumers have been taken off their topics.
     pub(crate) fn note_left(&self) {
         self.left.cancel();
+    }
+
+    /// Nothing more is read from the connection before this time: a topic's publish rate is used up.
+    pub(crate) fn pause_reading(&self, until: Mono) {
+        let nanos = u64::try_from(until.saturating_sub(Mono::ZERO).as_nanos()).unwrap_or(u64::MAX);
+        self.paused_until.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    /// How long the connection is not to be read yet, and whether it was ever paused.
+    pub(crate) fn pause_left(&self, now: Mono) -> (Option<Duration>, bool) {
+        let nanos = self.paused_until.load(Ordering::Relaxed);
+        let until = Mono::ZERO + Duration::from_nanos(nanos);
+        ((now < until).then(|| until.saturating_sub(now)), nanos > 0)
     }
 
     /// Notes that a frame came in.

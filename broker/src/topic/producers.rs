@@ -9,7 +9,9 @@
 
 use super::ProducerKey;
 use super::messages::{AccessMode, AddProducer, Admitted};
+use super::meter::Meter;
 use super::peer::Peer;
+use geminga_common::clock::Mono;
 use geminga_common::ids::ProducerId;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -27,14 +29,21 @@ pub(super) struct Producer {
 }
 
 /// What a producer has sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Figures {
-    /// Messages.
-    pub(super) messages: u64,
-    /// Bytes.
-    pub(super) bytes: u64,
+    /// Messages and bytes.
+    pub(super) traffic: Meter<2>,
     /// When it connected, ms since 1970.
     pub(super) connected_ms: u64,
+}
+
+/// The time by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// For intervals.
+    pub(super) mono: Mono,
+    /// For people, ms since 1970.
+    pub(super) wall_ms: u64,
 }
 
 /// The producers of a topic.
@@ -100,7 +109,7 @@ impl Producers {
     }
 
     /// Decides on a newcomer.
-    pub(super) fn admit(&mut self, spec: Box<AddProducer>, now_ms: u64) -> Verdict {
+    pub(super) fn admit(&mut self, spec: Box<AddProducer>, now: Now) -> Verdict {
         if let (Some(believed), Some(current)) = (spec.topic_epoch, self.topic_epoch)
             && believed < current
         {
@@ -121,7 +130,7 @@ impl Producers {
             AccessMode::Shared if self.exclusive.is_some() || !self.waiting.is_empty() => Verdict::Busy,
             AccessMode::Shared => {
                 let key = self.key();
-                self.insert(key, spec, now_ms);
+                self.insert(key, spec, now);
                 Verdict::In(key)
             }
             AccessMode::Exclusive if self.members.is_empty() && self.waiting.is_empty() => self.term(spec),
@@ -154,10 +163,10 @@ impl Producers {
         waited_as: Option<ProducerKey>,
         spec: Box<AddProducer>,
         epoch: u64,
-        now_ms: u64,
+        now: Now,
     ) -> ProducerKey {
         let key = waited_as.unwrap_or_else(|| self.key());
-        self.insert(key, spec, now_ms);
+        self.insert(key, spec, now);
         self.exclusive = Some(key);
         self.topic_epoch = Some(epoch);
         key
@@ -193,8 +202,8 @@ impl Producers {
         Verdict::Exclusive(spec, self.next_epoch())
     }
 
-    fn insert(&mut self, key: ProducerKey, spec: Box<AddProducer>, now_ms: u64) {
-        let figures = Figures { connected_ms: now_ms, ..Figures::default() };
+    fn insert(&mut self, key: ProducerKey, spec: Box<AddProducer>, now: Now) {
+        let figures = Figures { connected_ms: now.wall_ms, traffic: Meter::new(now.mono) };
         self.members.insert(key, Producer { spec, pending: 0, closing: Vec::new(), figures });
     }
 

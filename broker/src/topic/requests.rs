@@ -95,6 +95,7 @@ impl Worker {
         // What was dirty is obsolete; acks under way are ordered before the reset in the cursor log.
         let part = (!ack_set.is_empty()).then_some((ack_set.as_slice(), 0));
         sub.acks.reset(at, part, &self.ledger);
+        sub.gaps.changed = true;
         sub.dispatcher.reset(sub.acks.floor());
         sub.reading = None;
         sub.persisting.dirty_since = None;
@@ -253,8 +254,7 @@ impl Worker {
         let consumer = sub.consumers.get(&key).ok_or(TopicError::NotReady)?;
         let stats = sub.dispatcher.stats();
         let mine = stats.consumers.iter().find(|c| c.key == key).ok_or(TopicError::NotReady)?;
-        let now_ms = self.broker.clock.wall_ms();
-        let secs = (now_ms.saturating_sub(consumer.connected_ms) as f64 / 1000.0).max(0.001);
+        let [msg_rate_out, msg_throughput_out, ..] = consumer.traffic.rates(self.broker.clock.mono());
         Ok(ConsumerFigures {
             name: consumer.spec.name.clone(),
             address: consumer.spec.peer.address.clone(),
@@ -263,8 +263,8 @@ impl Worker {
             permits: mine.permits,
             unacked: mine.unacked_messages,
             blocked: mine.blocked_on_unacked,
-            msg_rate_out: mine.sent_messages as f64 / secs,
-            msg_throughput_out: mine.sent_bytes as f64 / secs,
+            msg_rate_out,
+            msg_throughput_out,
             backlog: sub.acks.backlog(&self.ledger),
         })
     }

@@ -5,11 +5,13 @@
 //! which they were begun, so one ticket number tells which receipts are due.
 
 use super::messages::Subscribe;
+use super::meter::Meter;
+use super::producers::Now;
 use super::{Reply, TopicError};
 use crate::cursor::{AckState, Acked, CursorId};
 use crate::dispatch::{
     AddError, ConsumerKey, ConsumerSpec, DispatchConfig, Dispatcher, Effect, ReadId, SubscriptionType,
-    TopicShape,
+    TopicShape, WaitReason,
 };
 use crate::topic::peer::Peer;
 use geminga_common::clock::Mono;
@@ -17,6 +19,9 @@ use geminga_common::ids::Position;
 use geminga_common::names::SubscriptionName;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// Messages out, bytes out, messages sent again, entries acknowledged, entries expired.
+pub(crate) type Traffic = Meter<5>;
 
 /// A consumer of a subscription.
 pub(super) struct Consumer {
@@ -32,6 +37,8 @@ pub(super) struct Consumer {
     pub(super) last_acked_ms: u64,
     /// See `last_flow_ms`.
     pub(super) last_consumed_ms: u64,
+    /// What it was sent and acknowledged.
+    pub(super) traffic: Traffic,
     /// Was told that the topic has ended.
     pub(super) told_end: bool,
 }
@@ -59,8 +66,10 @@ pub(super) struct Counters {
     pub(super) redelivered: u64,
     /// Messages acknowledged.
     pub(super) acked: u64,
-    /// Messages expired.
+    /// Entries expired: by time to live, by a backlog quota, or over REST.
     pub(super) expired: u64,
+    /// Last time something expired, ms since 1970.
+    pub(super) last_expired_ms: u64,
     /// Last FLOW of any consumer, ms since 1970.
     pub(super) last_flow_ms: u64,
     /// Last delivery, ms since 1970.
@@ -69,6 +78,36 @@ pub(super) struct Counters {
     pub(super) last_acked_ms: u64,
     /// Last time the mark-delete position moved, ms since 1970.
     pub(super) last_floor_ms: u64,
+}
+
+/// The record of what was acknowledged out of order, measured now and then: it is too large to be measured for every ack.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Gaps {
+    /// Something was acknowledged since the last measure.
+    pub(super) changed: bool,
+    measured: Mono,
+    full: bool,
+}
+
+impl Gaps {
+    /// Time between two measures while there is room; a full record is measured whenever it has changed.
+    const EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+
+    /// Whether forward reading has to stop. It goes on at seven eighths of the limit.
+    pub(super) fn are_full(&mut self, acks: &AckState, limit: usize, now: Mono) -> bool {
+        if self.changed && (self.full || now >= self.measured + Self::EVERY) {
+            self.changed = false;
+            self.measured = now;
+            let size = acks.size();
+            self.full = if self.full { size > limit - limit / 8 } else { size > limit };
+        }
+        self.full
+    }
+
+    /// As last measured.
+    pub(super) fn were_full(&self) -> bool {
+        self.full
+    }
 }
 
 /// What waits for durability.
@@ -114,12 +153,18 @@ pub(super) struct Subscription {
     pub(super) reading: Option<Reading>,
     /// Acks on their way to the cursor log.
     pub(super) persisting: Persisting,
+    /// How large the record of acknowledgements is, and whether that stops forward reading.
+    pub(super) gaps: Gaps,
     /// A seek is under way: nothing is delivered, other seeks are refused.
     pub(super) seeking: bool,
+    /// Its state is to be replicated to the namespace's other clusters: stored and shown, there are no others yet.
+    pub(super) replicated: bool,
     /// Set by clients and REST.
     pub(super) properties: BTreeMap<String, String>,
     /// Counters.
     pub(super) counters: Counters,
+    /// What all its consumers were sent and acknowledged.
+    pub(super) traffic: Traffic,
 }
 
 impl Subscription {
@@ -145,9 +190,12 @@ impl Subscription {
             consumers: BTreeMap::new(),
             reading: None,
             persisting: Persisting::default(),
+            gaps: Gaps { changed: true, ..Gaps::default() },
             seeking: false,
+            replicated: false,
             properties: BTreeMap::new(),
             counters: Counters::default(),
+            traffic: Traffic::new(Mono::ZERO),
         }
     }
 
@@ -158,7 +206,7 @@ impl Subscription {
         spec: Box<Subscribe>,
         shape: &TopicShape,
         config: DispatchConfig,
-        now_ms: u64,
+        now: Now,
     ) -> Result<Vec<Effect>, Joining> {
         if self.consumers.is_empty() && spec.kind != self.kind {
             self.kind = spec.kind;
@@ -177,14 +225,16 @@ impl Subscription {
             key_shared: spec.key_shared.clone(),
             allow_out_of_order: spec.allow_out_of_order,
         };
-        let effects = self.dispatcher.add_consumer(consumer, now_ms).map_err(|error| self.refusal(&error))?;
+        let effects =
+            self.dispatcher.add_consumer(consumer, now.wall_ms).map_err(|error| self.refusal(&error))?;
         let epoch = spec.epoch;
         self.consumers.insert(
             key,
             Consumer {
                 spec,
                 epoch,
-                connected_ms: now_ms,
+                connected_ms: now.wall_ms,
+                traffic: Traffic::new(now.mono),
                 last_flow_ms: 0,
                 last_acked_ms: 0,
                 last_consumed_ms: 0,
@@ -220,6 +270,15 @@ impl Subscription {
                 Joining::Refused(TopicError::ConsumerBusy("the consumer is connected already"))
             }
         }
+    }
+
+    /// Why nothing is being delivered, if so.
+    pub(super) fn wait_reason(&self) -> Option<WaitReason> {
+        self.dispatcher.wait_reason().map(|why| match why {
+            // The machine was shown a nearer end than the topic's.
+            WaitReason::CaughtUp if self.gaps.were_full() => WaitReason::AckStateFull,
+            other => other,
+        })
     }
 
     /// Whether it survives its last consumer.

@@ -8,6 +8,7 @@
 use super::error::{Reply, TopicError};
 use super::mailbox::Inbox;
 use super::messages::{Message, Publish, Send};
+use super::meter::Meter;
 use super::peer::Peer;
 use super::producers::Producers;
 use super::subscription::Subscription;
@@ -16,8 +17,10 @@ use crate::broker::Broker;
 use crate::cursor::{CursorLog, DurableFloor, log::Subscriptions};
 use crate::dispatch::{ConsumerKey, TopicShape};
 use crate::managed_ledger::{self as ml, ManagedLedger};
+use geminga_bookie_client::ledgers::AppendError;
 use geminga_common::budget::Permit;
 use geminga_common::clock::Mono;
+use geminga_common::error::Code;
 use geminga_common::ids::{Position, ProducerId};
 use geminga_common::names::{SubscriptionName, TopicName};
 use geminga_proto::encode;
@@ -117,15 +120,21 @@ pub(crate) struct Worker {
     pub(super) finds: HashMap<ml::Token, FindFor>,
     pub(super) changes: HashMap<ml::Token, super::admission::Made>,
     pub(super) counters: Counters,
+    /// Messages and bytes published.
+    pub(super) traffic: Meter<2>,
     pub(super) next_key: u64,
     pub(super) scratch: super::delivery::Scratch,
     /// Subscriptions being made, with what goes on afterwards.
     pub(super) creating: HashMap<SubscriptionName, Vec<super::admission::Made>>,
+    /// What policies ask of the topic, as last read.
+    pub(super) rules: super::lifecycle::Rules,
+    pub(super) lifecycle: super::lifecycle::Lifecycle,
+    /// The bound on publishing, where a policy sets one.
+    pub(super) throttle: Option<super::throttle::Throttle>,
     pending: VecDeque<Pending>,
     appends: Vec<ml::Append>,
     outputs: Vec<ml::Output>,
     ending: Ending,
-    pub(super) loaded_ms: u64,
     ledger_closed: bool,
     ticked: Mono,
     inbox: Inbox<Message>,
@@ -136,10 +145,11 @@ impl Worker {
     pub(crate) fn new(parts: Parts) -> Self {
         let name = parts.handle.name().clone();
         let shape = TopicShape { name: name.to_string(), partition: name.partition_index() };
+        let rules = parts.broker.lifecycle_rules(&name);
+        let now = parts.broker.clock.mono();
         let mut worker = Self {
             partition: name.partition_index().map_or(-1, |n| n as i32),
             producers: Producers::new(parts.ledger.topic_epoch()),
-            loaded_ms: parts.broker.clock.wall_ms(),
             broker: parts.broker,
             handle: parts.handle,
             name,
@@ -153,9 +163,13 @@ impl Worker {
             finds: HashMap::new(),
             changes: HashMap::new(),
             counters: Counters::default(),
+            traffic: Meter::new(now),
             next_key: 0,
             scratch: super::delivery::Scratch::default(),
             creating: HashMap::new(),
+            rules,
+            lifecycle: super::lifecycle::Lifecycle::new(),
+            throttle: None,
             pending: VecDeque::new(),
             appends: Vec::new(),
             outputs: Vec::new(),
@@ -226,6 +240,7 @@ impl Worker {
             }
             Message::ConsumerStats(key, reply) => reply.send(self.consumer_figures(key)),
             Message::Admin(request) => self.admin(request),
+            Message::PoliciesChanged => self.policies_changed(),
             Message::Done(done) => done(self),
             Message::Unload(reply) => self.unload(Some(reply)),
         }
@@ -237,6 +252,7 @@ impl Worker {
         }
         self.tick();
         self.append();
+        self.live();
         self.dispatch_all();
         self.persist_due();
     }
@@ -269,6 +285,11 @@ impl Worker {
                 [write, wake]
             })
             .chain([self.ledger.has_open_ledger().then_some(self.ticked + TICK)])
+            .chain([self
+                .lifecycle
+                .wake_ms()
+                .filter(|_| !self.is_ending())
+                .map(|at| mono + Duration::from_millis(at.saturating_sub(wall)))])
             .flatten()
             .min()
     }
@@ -288,16 +309,22 @@ impl Worker {
         }
         producer.pending += publish.sends.len();
         let mut receipts = Vec::with_capacity(publish.sends.len());
+        let before = (self.counters.messages_in, self.counters.bytes_in);
         for send in publish.sends {
             let Send { sequence_id, highest_sequence_id, messages, payload, chunk } = send;
             let bytes = payload.len() as u64;
-            producer.figures.messages += u64::from(messages);
-            producer.figures.bytes += bytes;
             self.counters.messages_in += u64::from(messages);
             self.counters.bytes_in += bytes;
             self.counters.chunks_in += u64::from(chunk);
             self.appends.push(ml::Append { payload, messages });
             receipts.push(Receipt { sequence_id, highest_sequence_id });
+        }
+        let (messages, bytes) = (self.counters.messages_in - before.0, self.counters.bytes_in - before.1);
+        let now = self.broker.clock.mono();
+        self.traffic.add([messages, bytes], now);
+        producer.figures.traffic.add([messages, bytes], now);
+        if let Some(until) = self.throttle.as_mut().and_then(|t| t.take(messages, bytes, now)) {
+            peer.pause_reading(until);
         }
         let sends = receipts.into_iter();
         self.pending.push_back(Pending {
@@ -309,7 +336,7 @@ impl Worker {
         });
     }
 
-    fn append(&mut self) {
+    pub(super) fn append(&mut self) {
         if self.appends.is_empty() {
             return;
         }
@@ -392,7 +419,7 @@ impl Worker {
     }
 
     fn append_failed(&mut self, count: u32, error: &ml::AppendFailure) {
-        let code = ServerError::PersistenceError;
+        let (code, text) = (ServerError::PersistenceError, failure_text(error));
         let mut left = count as usize;
         while left > 0 {
             let Some(pending) = self.pending.front_mut() else { return };
@@ -401,7 +428,7 @@ impl Worker {
                 let (peer, id) = (&pending.peer, pending.id);
                 // For a batch clients expect the higher of the two ids.
                 let sequence_id = receipt.sequence_id.max(receipt.highest_sequence_id.unwrap_or(0));
-                crate::service::send_error(peer, id, sequence_id, code, error.to_string());
+                crate::service::send_error(peer, id, sequence_id, code, text.clone());
                 decided += 1;
             }
             left -= decided;
@@ -463,4 +490,16 @@ impl Worker {
     pub(super) fn consumer_key(&mut self) -> ConsumerKey {
         ConsumerKey(self.broker.next_id())
     }
+}
+
+/// What a publisher is told of a message that could not be stored: a code, the reason, what next.
+fn failure_text(error: &ml::AppendFailure) -> String {
+    let code = match error {
+        ml::AppendFailure::Writer(AppendError::DiskFull) => Code::DISK_FULL,
+        ml::AppendFailure::Writer(AppendError::NotEnoughBookies) | ml::AppendFailure::NoBookies => {
+            Code::NOT_ENOUGH_BOOKIES
+        }
+        _ => Code::PERSISTENCE,
+    };
+    format!("{code}: {error}; no receipt was given, send it again")
 }

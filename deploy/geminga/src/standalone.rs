@@ -125,13 +125,35 @@ fn start_log(directives: &str) -> anyhow::Result<()> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
+    let dir = std::path::absolute(&config.data_dir)?;
+    run_in(config, &dir).await.map_err(|error| explain(error, &dir))
+}
+
+/// Says it plainly when the disk is the cause, however deep below.
+fn explain(error: anyhow::Error, dir: &Path) -> anyhow::Error {
+    let is = |text: &str| error.chain().any(|cause| cause.to_string().contains(text));
+    // Some stores hand the system's error on as text only.
+    if is("No space left on device") || is("os error 28") {
+        let text = format!(
+            "GM-4002: the disk that holds {} is full; free some space and start again",
+            dir.display()
+        );
+        return error.context(text);
+    }
+    if is("Read-only file system") || is("os error 30") {
+        let text = format!("GM-4003: the disk that holds {} is read-only", dir.display());
+        return error.context(text);
+    }
+    error
+}
+
+async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let clock = SystemClock::shared();
     let storage_tasks = TaskGroup::new();
     let tasks = TaskGroup::new();
-    let dir = std::path::absolute(&config.data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let _lock = lock(disk.as_ref(), &dir)?;
+    let _lock = lock(disk.as_ref(), dir)?;
     let metadata: Arc<dyn MetadataStore> = Arc::new(
         RedbStore::open(disk.as_ref(), &dir.join("metadata.redb"), clock.clone(), &storage_tasks)
             .with_context(|| format!("opening the metadata in {}", dir.display()))?,
@@ -141,7 +163,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let bookie = Bookie::open(settings, disk, clock.clone(), &storage_tasks)
         .with_context(|| format!("opening the bookie in {}", dir.display()))?;
     let (broker, addresses) = start_broker(&config, &bookie, metadata, clock, &tasks).await?;
-    ready(&addresses, &dir)?;
+    ready(&addresses, dir)?;
     let mut health = bookie.health();
     tokio::select! {
         _ = terminate.recv() => {}

@@ -342,6 +342,7 @@ impl World {
             WaitReason::KeysBlocked => {
                 assert!(self.clients.len() > 1 || !self.holder.is_empty(), "one free consumer blocks nobody");
             }
+            WaitReason::AckStateFull => panic!("the machines do not know it"),
             WaitReason::PausedForFailover(at_ms) => assert!(at_ms > self.now_ms),
             WaitReason::DelayedTrackerFull(at_ms) => assert!(at_ms > self.now_ms),
             WaitReason::ConsumersNotWritable | WaitReason::ReadPending | WaitReason::Fenced => {}
