@@ -19,6 +19,9 @@ const STORE: TableDefinition<'_, &str, u64> = TableDefinition::new("store");
 const SEGMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("segments");
 const LEDGERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledgers");
 
+/// Counters never come near this: one that does is damage, and what is added to it must not overflow.
+const WORD_LIMIT: u64 = 1 << 62;
+
 pub(crate) struct Manifest(Database);
 
 #[derive(Default)]
@@ -77,6 +80,9 @@ impl Manifest {
             boot: word("boot")?,
             ..Content::default()
         };
+        if [content.mark, content.durable, content.next_segment].iter().any(|word| *word >= WORD_LIMIT) {
+            return Ok(None);
+        }
         for item in txn.open_table(SEGMENTS)?.iter()? {
             let (id, row) = item?;
             let mut f = Fields(row.value());

@@ -14,7 +14,7 @@ use crate::topic::peer::{Announced, ConsumerSlot, Peer, ProducerSlot};
 use bytes::BytesMut;
 use geminga_common::ids::RequestId;
 use geminga_common::tasks::OnFailure;
-use geminga_proto::decode::{DecodeError, decode_command, peek_type};
+use geminga_proto::decode::{DecodeError, decode_command, decode_connect, peek_type};
 use geminga_proto::encode;
 use geminga_proto::frame::{self, Frame, FrameError, FrameLimits};
 use geminga_proto::pulsar::base_command::Type;
@@ -35,6 +35,11 @@ const HANDSHAKE_FRAME_MAX: usize = 64 * 1024;
 const READ_BUFFER_MIN: usize = 8 * 1024;
 /// Largest read buffer, unless a frame needs more.
 const READ_BUFFER_MAX: usize = 256 * 1024;
+/// A client that leaves this many bytes of answers and messages unread is not read from, until it has taken them: it cannot make
+/// the broker keep answers without end. Above what a dispatcher queues: `Outbox::WRITABLE_BYTES` and a largest message.
+const UNREAD_MAX: usize = 8 * 1024 * 1024;
+/// The same before CONNECT.
+const UNREAD_HANDSHAKE_MAX: usize = 16 * 1024;
 
 /// Why a connection ends; logged once.
 #[derive(Debug, thiserror::Error)]
@@ -119,11 +124,17 @@ impl Connection {
         keep_alive.tick().await; // the first tick is immediate
         let closer = self.peer.closer().clone();
         let mut pinged = false;
+        let peer = self.peer.clone();
         loop {
+            let unread_max = if peer.announced().is_some() { UNREAD_MAX } else { UNREAD_HANDSHAKE_MAX };
+            let read = async {
+                peer.outbox.drained_to(unread_max).await;
+                reader.read_buf(&mut self.buffer).await
+            };
             tokio::select! {
                 biased;
                 () = closer.cancelled() => return End::ClosedByBroker,
-                read = reader.read_buf(&mut self.buffer) => match read {
+                read = read => match read {
                     Ok(0) => return End::ClosedByPeer,
                     Ok(_) => {
                         if let Err(end) = self.burst().await {
@@ -154,7 +165,8 @@ impl Connection {
         // What was taken before a bad frame is good: hand it on in any case.
         self.hand_on().await;
         result?;
-        if filled {
+        // A stranger's buffer grows for a frame that needs it, not for a flood.
+        if filled && self.peer.announced().is_some() {
             self.read_ahead = (self.read_ahead * 2).min(READ_BUFFER_MAX);
         }
         let needed = frame::needed(&self.buffer);
@@ -191,24 +203,39 @@ impl Connection {
     }
 
     fn frame(&mut self, frame: Frame) -> Result<(), End> {
+        if self.peer.announced().is_none() {
+            return self.greeting(&frame.command);
+        }
         let command = decode_command(frame.command)?;
         let Ok(kind) = Type::try_from(command.r#type) else {
             return Err(End::Violation("a command of no known type"));
         };
-        match (kind, self.peer.announced().is_some()) {
-            (Type::Ping, _) => self.peer.outbox.frame(encode::pong),
-            (Type::Pong, _) => {}
-            (Type::Connect, false) => self.connect(*required(command.connect)?),
-            (Type::Connect, true) => return Err(End::Violation("second CONNECT")),
-            (_, false) => return Err(End::Violation("command before CONNECT")),
-            (kind, true) => self.command(kind, command)?,
+        match kind {
+            Type::Ping => self.peer.outbox.frame(encode::pong),
+            Type::Pong => {}
+            Type::Connect => return Err(End::Violation("second CONNECT")),
+            kind => self.command(kind, command)?,
         }
         Ok(())
     }
 
-    fn connect(&mut self, connect: wire::CommandConnect) {
+    /// A command of a stranger: only what may stand before CONNECT is decoded at all, so that a frame costs no more memory than
+    /// it has bytes.
+    fn greeting(&mut self, command: &[u8]) -> Result<(), End> {
+        match peek_type(command).map(Type::try_from) {
+            Some(Ok(Type::Ping)) => self.peer.outbox.frame(encode::pong),
+            Some(Ok(Type::Pong)) => {}
+            Some(Ok(Type::Connect)) => self.connect(decode_connect(command)?),
+            Some(Ok(_)) => return Err(End::Violation("command before CONNECT")),
+            Some(Err(_)) => return Err(End::Violation("a command of no known type")),
+            None => return Err(End::Command(DecodeError::Missing("type"))),
+        }
+        Ok(())
+    }
+
+    fn connect(&self, connect: wire::CommandConnect) {
         let protocol_version = connect.protocol_version().min(PROTOCOL_VERSION);
-        self.peer.announce(Announced { client_version: connect.client_version.clone(), protocol_version });
+        self.peer.announce(Announced { client_version: connect.client_version, protocol_version });
         let max_message_size = self.broker.config.max_message() as i32;
         respond::command(&self.peer, Type::Connected, |c| {
             c.connected = Some(Box::new(wire::CommandConnected {

@@ -17,6 +17,8 @@ mod lookup;
 mod produce;
 mod respond;
 mod schemas;
+#[cfg(test)]
+mod tests;
 mod wire_error;
 
 pub(crate) use respond::{close_consumer, close_producer, command, send_error};

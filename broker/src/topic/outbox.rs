@@ -2,13 +2,14 @@
 //!
 //! Small frames are encoded straight into one growing buffer; a payload of 4 KiB or more is queued as the slice it already is,
 //! so that it reaches the socket without a copy. The queue is bounded by its users: dispatchers stop at
-//! [`Outbox::WRITABLE_BYTES`] and are told when it has drained; receipts and responses are bounded by the requests a
-//! connection may have in flight.
+//! [`Outbox::WRITABLE_BYTES`] and are told when it has drained; for receipts and responses the connection's reader stops
+//! ([`Outbox::drained_to`]).
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
@@ -70,6 +71,23 @@ impl Outbox {
             queue.waiters.push(waiter);
         }
         !full
+    }
+
+    /// Waits until no more than `bytes` are queued, or the connection closes. May be dropped and asked again.
+    pub(crate) async fn drained_to(&self, bytes: usize) {
+        loop {
+            let told = {
+                let mut queue = self.queue.lock();
+                if queue.bytes <= bytes || queue.closed {
+                    return;
+                }
+                let told = Arc::new(Notify::new());
+                let tell = told.clone();
+                queue.waiters.push(Box::new(move || tell.notify_one()));
+                told
+            };
+            told.notified().await;
+        }
     }
 
     /// Takes no more; what is queued is still written, then the connection's sending side ends.
@@ -199,4 +217,27 @@ async fn write_all(socket: &mut OwnedWriteHalf, batch: &mut VecDeque<Bytes>) -> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn waiting_for_room_ends_when_the_writer_takes_or_the_connection_closes() {
+        let outbox = Outbox::default();
+        assert!(outbox.drained_to(0).now_or_never().is_some());
+        outbox.frame(|out| out.extend_from_slice(&[0; 100]));
+        assert!(outbox.drained_to(100).now_or_never().is_some());
+        let mut waiting = Box::pin(outbox.drained_to(99));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(outbox.take(&mut VecDeque::new()).await);
+        assert!(waiting.now_or_never().is_some());
+        outbox.frame(|out| out.extend_from_slice(&[0; 100]));
+        let mut waiting = Box::pin(outbox.drained_to(99));
+        assert!((&mut waiting).now_or_never().is_none());
+        outbox.finish();
+        assert!(waiting.now_or_never().is_some());
+    }
 }
