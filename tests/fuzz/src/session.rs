@@ -16,14 +16,18 @@ use client::Client;
 use std::sync::OnceLock;
 use steps::Script;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::SignalKind;
 
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("the system grants a runtime")
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("the system grants a runtime");
+        // Rust's own `main` ignores SIGPIPE, libFuzzer's does not: a handler, once made, stays.
+        let inside = runtime.enter();
+        drop(tokio::signal::unix::signal(SignalKind::pipe()).expect("the system takes a handler"));
+        drop(inside);
+        runtime
     })
 }
 

@@ -4,9 +4,6 @@
 use std::path::Path;
 
 libfuzzer_sys::fuzz_target!(
-    init: {
-        geminga_fuzz::seed::write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus"));
-        std::process::exit(0)
-    },
-    |_data: &[u8]| {}
+    init: geminga_fuzz::seed::write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")),
+    |_data: &[u8]| std::process::exit(0)
 );
