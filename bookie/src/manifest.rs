@@ -58,13 +58,13 @@ fn open_error(error: impl Into<redb::Error>) -> ManifestError {
 impl Manifest {
     pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<(Self, Content), ManifestError> {
         let file = RedbFile::open(disk, path).map_err(ManifestError::Io)?;
-        let mut database =
-            Database::builder().set_cache_size(4 << 20).create_with_backend(file).map_err(open_error)?;
-        // redb believes every page of a file that was closed in order, and panics on one that is not what it seems. Reading them all
-        // once, against their checksums, turns bit rot into damage that is named.
-        if !database.check_integrity().map_err(open_error)? {
-            return Err(ManifestError::Damaged);
-        }
+        // Without the check redb believes every page of a file that was closed in order, and panics on one that is not what it
+        // seems. Reading them all once, against their checksums, turns bit rot into damage that is named.
+        let database = Database::builder()
+            .set_cache_size(4 << 20)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(file)
+            .map_err(open_error)?;
         let content = Self::read(&database).map_err(open_error)?.ok_or(ManifestError::Damaged)?;
         Ok((Self(database), content))
     }

@@ -127,23 +127,22 @@ impl Client {
         self.write(&out).await;
     }
 
-    /// Takes in everything that has arrived.
+    /// Takes in everything that has arrived, piece by piece: what piles up here would be counted as the broker's.
     pub(super) fn read_what_is_there(&mut self) {
         loop {
             self.buffer.reserve(4096);
             match self.socket.try_read_buf(&mut self.buffer) {
-                Ok(0) => {
-                    self.closed = true;
-                    break;
-                }
-                Ok(_) => {}
+                Ok(n) if n > 0 => self.frames(),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(_) => {
+                Ok(_) | Err(_) => {
                     self.closed = true;
                     break;
                 }
             }
         }
+    }
+
+    fn frames(&mut self) {
         let limits = FrameLimits::default();
         while let Some(frame) = next_frame(&mut self.buffer, limits).expect("the broker sends frames") {
             let command = BaseCommand::decode(frame.command).expect("the broker sends commands");
