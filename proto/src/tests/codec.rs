@@ -4,7 +4,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::bytes;
 use crate::{
-    decode::{DecodeError, Flow, decode_ack, decode_command, decode_connect, decode_flow, decode_send, peek_type},
+    decode::{
+        DecodeError, Flow, decode_ack, decode_command, decode_connect, decode_flow, decode_send, peek_type,
+    },
     encode::{
         MessageHeader, ack_response, encode_command, encode_with_payload, message_header, ping, pong,
         send_receipt,
