@@ -12,11 +12,14 @@
 //! | `manifest` | segments, ledger states and the journal's mark, in redb |
 //! | `query` | reads, tails, stats |
 //! | `format` | the bytes of every file |
+//! | `fuzz` | entry points of fuzz runs |
 //! | `mutant` | known defects, for tests |
 
 mod config;
 mod engine;
 mod format;
+#[cfg(feature = "test-util")]
+pub mod fuzz;
 mod in_process;
 mod journal;
 mod manifest;

@@ -163,8 +163,11 @@ impl Store {
                         tail.entries.extend(entries);
                     }
                     _ => {
-                        tail.doubtful.push(IdRange { first: id, last: id });
-                        id = id.next();
+                        // Not id by id: each would read the same bad block again, and a run can be a million long.
+                        let segments = self.shard.lock().segments.clone();
+                        let last = segments.unreadable_to(ledger, id).min(run.last);
+                        tail.doubtful.push(IdRange { first: id, last });
+                        id = last.next();
                     }
                 }
             }

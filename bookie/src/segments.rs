@@ -105,8 +105,10 @@ impl Segment {
         if file.len().ok()? != self.row.len || len < TRAILER {
             return None;
         }
+        // Before the allocation: the row alone says how long the footer is.
+        let start = self.row.len.checked_sub(self.row.footer)?;
         let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, self.row.len.checked_sub(self.row.footer)?).ok()?;
+        file.read_exact_at(&mut bytes, start).ok()?;
         Footer::decode(&bytes, self.row.id)
     }
 
@@ -173,7 +175,7 @@ impl Segment {
         }
         let (mut len, mut count) = (blocks[0].len, 1);
         let limit = READ.min(bytes_max as u64);
-        while count < blocks.len() && len + blocks[count].len <= limit {
+        while count < blocks.len() && len.saturating_add(blocks[count].len) <= limit {
             len += blocks[count].len;
             count += 1;
         }
@@ -222,6 +224,19 @@ impl SegmentSet {
             }
         }
         if damaged { Lookup::Damaged } else { Lookup::Absent }
+    }
+
+    /// The last id that cannot be read if `id` cannot: the end of its block, as far as one run goes.
+    pub(crate) fn unreadable_to(&self, ledger: LedgerId, id: EntryId) -> EntryId {
+        for segment in self.all.iter().rev() {
+            if let (Ok(Some(run)), Ok(footer)) = (segment.run(ledger, id), segment.footer()) {
+                let next = footer.blocks.partition_point(|b| (b.ledger, b.first) <= (ledger, id.0));
+                let next =
+                    footer.blocks.get(next).filter(|b| b.ledger == ledger).map_or(u64::MAX, |b| b.first);
+                return EntryId((run.first + run.count).min(next) - 1);
+            }
+        }
+        id
     }
 
     /// Runs of a ledger, and whether a footer that may know of more cannot be read.
@@ -313,5 +328,27 @@ impl Out<'_> {
             format::finish_block(self.file.buf(), start, self.count, self.segment, block.offset);
         }
         if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_with_an_id_ends_with_its_block_or_run() {
+        let run = |ledger, first, count| Run { ledger: LedgerId(ledger), first, count };
+        let block = |offset, ledger, first| Block { offset, len: 10, ledger: LedgerId(ledger), first };
+        let footer = Footer {
+            runs: vec![run(1, 0, 10), run(1, 20, 1 << 60), run(2, 0, 5)],
+            blocks: vec![block(0, 1, 0), block(10, 1, 4), block(20, 1, 30)],
+        };
+        let row = SegmentRow { id: 1, len: 0, footer: 0, ledgers: LedgerId(1)..=LedgerId(2) };
+        let segment = Segment { row, file: None, footer: OnceLock::from(Ok(footer)) };
+        let set = SegmentSet { all: vec![Arc::new(segment)] };
+        let to = |ledger, id| set.unreadable_to(LedgerId(ledger), EntryId(id)).0;
+        assert_eq!((to(1, 0), to(1, 3), to(1, 4), to(1, 9)), (3, 3, 9, 9));
+        assert_eq!((to(1, 20), to(1, 30), to(2, 1)), (29, (1 << 60) + 19, 4));
+        assert_eq!((to(1, 15), to(3, 7)), (15, 7));
     }
 }

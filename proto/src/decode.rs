@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
-    pulsar::{BaseCommand, CommandAck, base_command::Type},
+    pulsar::{BaseCommand, CommandAck, CommandConnect, base_command::Type},
     wire::Reader,
 };
 
@@ -214,6 +214,28 @@ pub fn decode_flow(command: &[u8]) -> Result<Flow, DecodeError> {
         consumer_id: consumer_id.ok_or(DecodeError::Missing("consumer_id"))?,
         message_permits: permits.ok_or(DecodeError::Missing("messagePermits"))?,
     })
+}
+
+/// Reads a CONNECT from an encoded `BaseCommand`.
+///
+/// Only its own body is decoded: a stranger's frame may carry any other sub-command beside it, and what the generated decoder
+/// makes of two bytes of those takes a hundred in memory.
+///
+/// # Errors
+/// Malformed protobuf, another command, a missing `client_version`.
+pub fn decode_connect(command: &[u8]) -> Result<CommandConnect, DecodeError> {
+    let mut connect = CommandConnect::default();
+    let mut has_version = false;
+    sub_command(command, Type::Connect, |body| {
+        connect.merge(body)?;
+        let mut reader = Reader::new(body);
+        while let Some(key) = reader.next_key()? {
+            has_version |= key.field == 1;
+            reader.skip(key)?;
+        }
+        Ok(())
+    })?;
+    if has_version { Ok(connect) } else { Err(DecodeError::Missing("client_version")) }
 }
 
 /// Reads an ACK from an encoded `BaseCommand`.

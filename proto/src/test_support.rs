@@ -10,7 +10,7 @@ use prost::Message as _;
 use crate::{
     batch::BatchIter,
     broker_entry::BrokerEntry,
-    decode::{decode_ack, decode_command, decode_flow, decode_send, peek_type},
+    decode::{decode_ack, decode_command, decode_connect, decode_flow, decode_send, peek_type},
     encode::encode_command,
     frame::{FrameLimits, needed, next_frame},
     metadata_view::MetadataView,
@@ -69,6 +69,9 @@ fn check_command(command: &Bytes) {
     }
     if let (Ok(ours), Some(ack)) = (&ours.2, full.ack.as_deref()) {
         assert_eq!(ours, ack);
+    }
+    if let (Ok(ours), Some(connect)) = (&decode_connect(command), full.connect.as_deref()) {
+        assert_eq!(ours, connect);
     }
     // What was understood can be written and read again.
     let mut out = BytesMut::new();

@@ -5,6 +5,7 @@
 //! | `tidy` | the shape of the repository: arrows, sizes, words, formatting, licences |
 //! | `process` | the real binary: start, stop, refusals, restart |
 //! | `copies` | how often a payload is copied between the sockets |
+//! | `fuzz/` | coverage-guided targets, a package of its own; its README says how long runs are made |
 //! | `python/`, `java/`, `go/` | official clients: smoke tests, the conformance probe, the scenario under kill -9; run by `tests/run` |
 //!
 //! - [`process`]: a `geminga standalone` that can be started, killed and asked

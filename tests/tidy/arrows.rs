@@ -13,9 +13,9 @@ const MAY: &[(&str, &[&str])] = &[
     ("geminga-perf", &["geminga-common", "geminga-proto"]),
 ];
 /// These may import all others.
-const ANYTHING: &[&str] = &["geminga", "geminga-tests"];
+const ANYTHING: &[&str] = &["geminga", "geminga-tests", "geminga-fuzz"];
 /// Nothing may import these.
-const TOPS: &[&str] = &["geminga", "geminga-tests"];
+const TOPS: &[&str] = &["geminga", "geminga-tests", "geminga-fuzz"];
 
 /// Arrows of one manifest that the architecture forbids.
 pub(crate) fn wrong(file: &str, manifest: &str) -> Result<Vec<String>> {

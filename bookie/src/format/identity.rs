@@ -88,7 +88,8 @@ impl Identity {
         let (store, incarnation, boot, state, crc) =
             (f.u64()?, Incarnation(f.u64()?), f.u64()?, f.u8()?, f.u32()?);
         f.end()?;
-        let sound = crc == crc32c(&bytes[..bytes.len() - 4]) && state <= 1;
+        // The counter is the upper half of journal generations.
+        let sound = crc == crc32c(&bytes[..bytes.len() - 4]) && state <= 1 && boot < u64::from(u32::MAX);
         sound.then_some(Self { store, incarnation, boot, data_loss: state == 1 })
     }
 }

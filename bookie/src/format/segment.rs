@@ -38,7 +38,7 @@ pub(crate) struct Block {
     pub(crate) first: u64,
 }
 
-/// What is where in a segment. Both tables rise by (ledger, id).
+/// What is where in a segment. Both tables rise by (ledger, id); blocks lie one behind the other.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Footer {
     pub(crate) runs: Vec<Run>,
@@ -149,6 +149,20 @@ impl Footer {
                 Some(Block { offset: f.u64()?, len: f.u64()?, ledger: LedgerId(f.u64()?), first: f.u64()? })
             })
             .collect::<Option<Vec<_>>>()?;
-        Some(Self { runs, blocks })
+        Some(Self { runs, blocks }).filter(Self::orderly)
+    }
+
+    /// Whether the tables are what a flush writes: runs that rise without overlap, blocks that rise and lie one behind the other.
+    /// Lookups and reads rely on it, and a checksum proves only that the bytes are those that were written.
+    fn orderly(&self) -> bool {
+        let sound = |run: &Run| run.count > 0 && run.first.checked_add(run.count).is_some();
+        let rises =
+            |a: &Run, b: &Run| a.ledger < b.ledger || a.ledger == b.ledger && a.first + a.count <= b.first;
+        let follows = |a: &Block, b: &Block| {
+            a.offset.checked_add(a.len) == Some(b.offset) && (a.ledger, a.first) < (b.ledger, b.first)
+        };
+        self.runs.iter().all(sound)
+            && self.runs.windows(2).all(|pair| rises(&pair[0], &pair[1]))
+            && self.blocks.windows(2).all(|pair| follows(&pair[0], &pair[1]))
     }
 }

@@ -161,6 +161,24 @@ fn no_flipped_bit_passes() {
 }
 
 #[test]
+fn a_footer_in_disorder_is_refused_although_its_checksum_holds() {
+    let refused = |change: fn(&mut Footer)| {
+        let mut footer = footer();
+        footer.blocks.push(Block { offset: 4226, len: 10, ledger: LedgerId(2), first: 5 });
+        assert_eq!(Footer::decode(&footer.encode(9), 9).as_ref(), Some(&footer));
+        change(&mut footer);
+        Footer::decode(&footer.encode(9), 9).is_none()
+    };
+    assert!(refused(|f| f.runs.swap(0, 1)));
+    assert!(refused(|f| f.runs[1] = f.runs[0]));
+    assert!(refused(|f| f.runs[0].count = 0));
+    assert!(refused(|f| f.runs[1].first = u64::MAX));
+    assert!(refused(|f| f.blocks[1].offset = 0));
+    assert!(refused(|f| f.blocks[0].len = u64::MAX));
+    assert!(refused(|f| f.blocks[0].ledger = LedgerId(3)));
+}
+
+#[test]
 fn a_newer_format_is_recognised_whatever_follows() {
     let mut newer = Format { store: 1, cluster: "c".to_owned() }.encode();
     newer[8] = 2;

@@ -13,6 +13,8 @@ use std::io::Read as _;
 
 /// Most bytes a payload may unfold to: the metadata's word is not trusted.
 const UNCOMPRESSED_BYTES_MAX: usize = 64 << 20;
+/// Window of 8 MiB, which the format recommends every decoder to support.
+const ZSTD_WINDOW_LOG_MIN: u32 = 23;
 
 /// The answer for an entry.
 pub(super) fn show(entry: &StoredEntry) -> Answer {
@@ -98,12 +100,16 @@ fn unfold(metadata: &MessageMetadata, payload: &[u8]) -> Result<Vec<u8>, String>
     match kind {
         CompressionType::None => {}
         CompressionType::Lz4 => {
+            // The whole claim is allocated at once; a byte gives 255 at best.
+            if size / 255 > payload.len() {
+                return Err(format!("claims to unfold {} bytes to {size}", payload.len()));
+            }
             out = lz4_flex::block::decompress(payload, size).map_err(|e| e.to_string())?
         }
         CompressionType::Snappy => {
             let claimed = snap::raw::decompress_len(payload).map_err(|e| e.to_string())?;
-            if claimed > UNCOMPRESSED_BYTES_MAX {
-                return Err(format!("claims to unfold to {claimed} bytes"));
+            if claimed != size || claimed / 64 > payload.len() {
+                return Err(format!("claims to unfold {} bytes to {claimed}", payload.len()));
             }
             out = snap::raw::Decoder::new().decompress_vec(payload).map_err(|e| e.to_string())?;
         }
@@ -112,7 +118,11 @@ fn unfold(metadata: &MessageMetadata, payload: &[u8]) -> Result<Vec<u8>, String>
             reader.take(bound).read_to_end(&mut out).map_err(|e| e.to_string())?;
         }
         CompressionType::Zstd => {
-            let reader = zstd::stream::read::Decoder::new(payload).map_err(|e| e.to_string())?;
+            let mut reader = zstd::stream::read::Decoder::new(payload).map_err(|e| e.to_string())?;
+            // The window is allocated by the frame's word, before any byte: no more than the payload can need, but what every
+            // decoder must take.
+            let window = size.next_power_of_two().trailing_zeros().max(ZSTD_WINDOW_LOG_MIN);
+            reader.window_log_max(window).map_err(|e| e.to_string())?;
             reader.take(bound).read_to_end(&mut out).map_err(|e| e.to_string())?;
         }
     }
@@ -132,4 +142,43 @@ pub(super) fn base64(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(kind: CompressionType, size: usize, payload: &[u8]) -> Result<Vec<u8>, String> {
+        let metadata = MessageMetadata {
+            compression: Some(kind as i32),
+            uncompressed_size: Some(size as u32),
+            ..MessageMetadata::default()
+        };
+        unfold(&metadata, payload)
+    }
+
+    /// A payload that the most is made of is shown, and a claim that no payload of that length could meet is refused before it is
+    /// allocated.
+    #[test]
+    fn a_claim_is_not_allocated_before_it_is_believed() {
+        let plain = vec![7; 8 << 20];
+        let packed = [
+            (CompressionType::Lz4, lz4_flex::block::compress(&plain)),
+            (CompressionType::Snappy, snap::raw::Encoder::new().compress_vec(&plain).unwrap()),
+            (CompressionType::Zstd, zstd::bulk::compress(&plain, 19).unwrap()),
+        ];
+        for (kind, payload) in packed {
+            assert_eq!(claims(kind, plain.len(), &payload).as_ref(), Ok(&plain), "{kind:?}");
+            let lie = claims(kind, UNCOMPRESSED_BYTES_MAX, &payload[..payload.len().min(64)]);
+            assert!(lie.is_err(), "{kind:?}");
+        }
+        let word = |kind, payload: &[u8]| claims(kind, UNCOMPRESSED_BYTES_MAX, payload).unwrap_err();
+        assert!(word(CompressionType::Lz4, &[0x1f, 7, 1, 0]).starts_with("claims"));
+        // Snappy's own claim of 64 MiB, and nothing behind it.
+        assert!(word(CompressionType::Snappy, &[0x80, 0x80, 0x80, 0x20]).starts_with("claims"));
+        // A zstd frame with a window of 2 GiB.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00];
+        let refused = claims(CompressionType::Zstd, 1000, &frame).unwrap_err();
+        assert!(refused.contains("requires too much memory"), "{refused}");
+    }
 }

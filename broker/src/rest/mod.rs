@@ -8,6 +8,7 @@
 //! | `cluster`, `tenants`, `namespaces`, `topics`, `partitions`, `subscriptions`, `schemas` | handlers |
 //! | `policies`, `enforced` | policy tables of namespaces and topics; which policies this release enforces |
 //! | `message` | a stored entry as headers and body |
+//! | `fuzz` | entry points of fuzz runs |
 //! | `metrics`, `time` | the Prometheus text; ISO times |
 //!
 //! Why one `match` instead of a route tree: Pulsar's paths overlap (a topic may be called `partitioned`), names are decoded
@@ -16,6 +17,8 @@
 pub mod api;
 mod cluster;
 mod enforced;
+#[cfg(feature = "test-util")]
+pub mod fuzz;
 mod message;
 mod metrics;
 mod namespaces;

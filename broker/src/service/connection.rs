@@ -17,7 +17,7 @@ use bytes::buf::Limit;
 use bytes::{BufMut, BytesMut};
 use geminga_common::ids::RequestId;
 use geminga_common::tasks::OnFailure;
-use geminga_proto::decode::{DecodeError, decode_command, peek_type};
+use geminga_proto::decode::{DecodeError, decode_command, decode_connect, peek_type};
 use geminga_proto::encode;
 use geminga_proto::frame::{self, Frame, FrameError, FrameLimits};
 use geminga_proto::pulsar::base_command::Type;
@@ -203,17 +203,32 @@ impl Connection {
     }
 
     fn frame(&mut self, frame: Frame) -> Result<(), End> {
+        if self.peer.announced().is_none() {
+            return self.greeting(&frame.command);
+        }
         let command = decode_command(frame.command)?;
         let Ok(kind) = Type::try_from(command.r#type) else {
             return Err(End::Violation("a command of no known type"));
         };
-        match (kind, self.peer.announced().is_some()) {
-            (Type::Ping, _) => self.peer.outbox.frame(encode::pong),
-            (Type::Pong, _) => {}
-            (Type::Connect, false) => self.connect(*required(command.connect)?),
-            (Type::Connect, true) => return Err(End::Violation("second CONNECT")),
-            (_, false) => return Err(End::Violation("command before CONNECT")),
-            (kind, true) => self.command(kind, command)?,
+        match kind {
+            Type::Ping => self.peer.outbox.frame(encode::pong),
+            Type::Pong => {}
+            Type::Connect => return Err(End::Violation("second CONNECT")),
+            kind => self.command(kind, command)?,
+        }
+        Ok(())
+    }
+
+    /// A command of a stranger: only what may stand before CONNECT is decoded at all, so that a frame costs no more memory than
+    /// it has bytes.
+    fn greeting(&mut self, command: &[u8]) -> Result<(), End> {
+        match peek_type(command).map(Type::try_from) {
+            Some(Ok(Type::Ping)) => self.peer.outbox.frame(encode::pong),
+            Some(Ok(Type::Pong)) => {}
+            Some(Ok(Type::Connect)) => self.connect(decode_connect(command)?),
+            Some(Ok(_)) => return Err(End::Violation("command before CONNECT")),
+            Some(Err(_)) => return Err(End::Violation("a command of no known type")),
+            None => return Err(End::Command(DecodeError::Missing("type"))),
         }
         Ok(())
     }
@@ -221,7 +236,7 @@ impl Connection {
     fn connect(&mut self, connect: wire::CommandConnect) {
         let protocol_version = connect.protocol_version().min(PROTOCOL_VERSION);
         self.read_ahead.open_up();
-        self.peer.announce(Announced { client_version: connect.client_version.clone(), protocol_version });
+        self.peer.announce(Announced { client_version: connect.client_version, protocol_version });
         let max_message_size = self.broker.config.max_message() as i32;
         respond::command(&self.peer, Type::Connected, |c| {
             c.connected = Some(Box::new(wire::CommandConnected {

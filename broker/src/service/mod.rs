@@ -19,6 +19,8 @@ mod produce;
 mod read_ahead;
 mod respond;
 mod schemas;
+#[cfg(test)]
+mod tests;
 mod wire_error;
 
 pub(crate) use respond::{close_consumer, close_producer, command, send_error};

@@ -2,8 +2,8 @@
 //!
 //! Small frames are encoded straight into one growing buffer; a payload of 4 KiB or more is queued as the slice it already is,
 //! so that it reaches the socket without a copy. The queue is bounded by its users: dispatchers stop at
-//! [`Outbox::WRITABLE_BYTES`] and are told when it has drained; receipts and responses are bounded by the requests a
-//! connection may have in flight.
+//! [`Outbox::WRITABLE_BYTES`] and are told when it has drained; for receipts and responses the connection's reader stops
+//! ([`Outbox::drained_to`]).
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -218,4 +218,27 @@ async fn write_all(socket: &mut OwnedWriteHalf, batch: &mut VecDeque<Bytes>) -> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn waiting_for_room_ends_when_the_writer_takes_or_the_connection_closes() {
+        let outbox = Outbox::default();
+        assert!(outbox.drained_below(0).is_none());
+        outbox.frame(|out| out.extend_from_slice(&[0; 100]));
+        assert!(outbox.drained_below(100).is_none());
+        let mut waiting = outbox.drained_below(99).unwrap();
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(outbox.take(&mut VecDeque::new()).await);
+        assert!(waiting.now_or_never().is_some());
+        outbox.frame(|out| out.extend_from_slice(&[0; 100]));
+        let mut waiting = outbox.drained_below(99).unwrap();
+        assert!((&mut waiting).now_or_never().is_none());
+        outbox.finish();
+        assert!(waiting.now_or_never().is_some());
+    }
 }

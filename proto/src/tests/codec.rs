@@ -4,7 +4,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::bytes;
 use crate::{
-    decode::{DecodeError, Flow, decode_ack, decode_command, decode_flow, decode_send, peek_type},
+    decode::{
+        DecodeError, Flow, decode_ack, decode_command, decode_connect, decode_flow, decode_send, peek_type,
+    },
     encode::{
         MessageHeader, ack_response, encode_command, encode_with_payload, message_header, ping, pong,
         send_receipt,
@@ -38,6 +40,21 @@ fn a_sub_commands_number_is_its_type() {
     assert_eq!(Type::NewTxn as i32, 50);
     assert_eq!(Type::WatchTopicList as i32, 64);
     assert!(Type::try_from(41).is_err() && Type::try_from(69).is_err());
+}
+
+#[test]
+fn connect_is_read_without_what_stands_beside_it() {
+    let connect = [0x08, 2, 0x12, 5, 0x0a, 1, b'c', 0x20, 21];
+    let read = decode_connect(&connect).unwrap();
+    assert_eq!((read.client_version.as_str(), read.protocol_version()), ("c", 21));
+    // An ACK whose body is no message; the generated decoder refuses all of it.
+    let beside = [&connect[..], &[0x52, 2, 0xff, 0xff]].concat();
+    assert_eq!(decode_connect(&beside), Ok(read));
+    assert!(decode_command(Bytes::from(beside)).is_err());
+    assert_eq!(decode_connect(&[0x08, 2, 0x12, 2, 0x20, 21]), Err(DecodeError::Missing("client_version")));
+    assert_eq!(decode_connect(&[0x08, 2]), Err(DecodeError::Missing("command")));
+    let wrong = Err(DecodeError::WrongCommand { expected: 2, found: 18 });
+    assert_eq!(decode_connect(&[0x08, 18]), wrong);
 }
 
 #[test]

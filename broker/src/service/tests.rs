@@ -1,0 +1,120 @@
+//! Strangers and floods, over real sockets.
+#![allow(clippy::disallowed_methods)] // real time: the peer is a real socket
+
+use crate::{Addresses, Broker, Config, Deps};
+use bytes::BytesMut;
+use geminga_bookie_client::ledgers::{LedgerClient, Parts};
+use geminga_bookie_client::memory::MemoryBookies;
+use geminga_bookie_client::placement::StaticPlacement;
+use geminga_bookie_client::quorum::QuorumSpec;
+use geminga_common::clock::SystemClock;
+use geminga_common::metadata::MetadataStore;
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::memory::MemoryStore;
+use geminga_common::rng::Rng;
+use geminga_common::tasks::TaskGroup;
+use geminga_proto::encode::{encode_command, ping};
+use geminga_proto::frame::{FrameLimits, next_frame};
+use geminga_proto::pulsar::base_command::Type;
+use geminga_proto::pulsar::{BaseCommand, CommandConnect};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Bytes of PINGs.
+const FLOOD: usize = 24 << 20;
+
+async fn broker() -> SocketAddr {
+    let (tasks, clock) = (TaskGroup::new(), SystemClock::shared());
+    let metadata: Arc<dyn MetadataStore> = Arc::new(MemoryStore::new(clock.clone()));
+    let bookies = MemoryBookies::new(1);
+    let ledgers = LedgerClient::new(Parts {
+        placement: Arc::new(StaticPlacement::new(bookies.refs())),
+        rpc: Arc::new(bookies),
+        meta: metadata.clone(),
+        keys: Keys::new("standalone"),
+        quorum: QuorumSpec::new(1, 1, 1).unwrap(),
+        limits: Default::default(),
+        recovery: Default::default(),
+        rng: Rng::seeded(1),
+        tasks: tasks.clone(),
+    });
+    let ledgers = Arc::new(ledgers);
+    let deps = Deps { clock, metadata, ledgers, tasks, bookies: Vec::new(), boot: 1 };
+    let broker = Broker::start(Config::default(), deps).await.unwrap();
+    // Connections inherit the listener's buffer: the system is to keep little of a flood.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let pulsar = socket.listen(16).unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = pulsar.local_addr().unwrap();
+    broker.serve(pulsar, http, Addresses { pulsar: String::new(), http: String::new(), loopback: true });
+    address
+}
+
+fn connect() -> BaseCommand {
+    let connect = CommandConnect { client_version: "t".into(), ..Default::default() };
+    BaseCommand { r#type: Type::Connect as i32, connect: Some(Box::new(connect)), ..Default::default() }
+}
+
+/// The broker stops reading from a client that takes no answers, before and after CONNECT, and goes on when it takes them.
+#[tokio::test]
+async fn a_flood_of_pings_whose_answers_nobody_reads_is_not_kept_in_memory() {
+    let address = broker().await;
+    for greeted in [false, true] {
+        // Small buffers on this side too.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        socket.set_send_buffer_size(16 << 10).unwrap();
+        let mut socket = socket.connect(address).await.unwrap();
+        let mut out = BytesMut::new();
+        if greeted {
+            encode_command(&connect(), &mut out);
+            socket.write_all(&out).await.unwrap();
+            socket.readable().await.unwrap();
+        }
+        out.clear();
+        (0..80_000).for_each(|_| ping(&mut out));
+        // Far more than the sockets' own buffers and what the broker may keep.
+        let mut written = 0;
+        while written < FLOOD {
+            let rest = &out[written % out.len()..];
+            match tokio::time::timeout(Duration::from_millis(500), socket.write(rest)).await {
+                Ok(n) => written += n.unwrap(),
+                Err(_stopped) => break,
+            }
+        }
+        assert!(written < FLOOD, "greeted {greeted}: all of it was read");
+        let mut took = vec![0; 1 << 20];
+        let mut answered = 0;
+        while answered < written / 2 {
+            answered += socket.read(&mut took).await.unwrap();
+        }
+    }
+}
+
+/// What a stranger's frame holds besides CONNECT is not decoded: it may be malformed.
+#[tokio::test]
+async fn only_connect_is_decoded_before_connect() {
+    let address = broker().await;
+    let mut command = prost::Message::encode_to_vec(&connect());
+    // An ACK beside it, whose body is no message.
+    command.extend([0x52, 2, 0xff, 0xff]);
+    let mut out = BytesMut::new();
+    out.extend_from_slice(&(command.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(&(command.len() as u32).to_be_bytes());
+    out.extend_from_slice(&command);
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(&out).await.unwrap();
+    let mut buffer = BytesMut::new();
+    let frame = loop {
+        assert!(socket.read_buf(&mut buffer).await.unwrap() > 0, "the connection was closed");
+        if let Some(frame) = next_frame(&mut buffer, FrameLimits::default()).unwrap() {
+            break frame;
+        }
+    };
+    assert_eq!(geminga_proto::decode::peek_type(&frame.command), Some(Type::Connected as i32));
+}
