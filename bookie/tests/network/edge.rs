@@ -137,7 +137,8 @@ async fn credits_run_out_over_all_streams_together() {
     let (mut open_ones, mut endings, mut credits) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
         let (ending, ended) = tokio::sync::oneshot::channel::<()>();
-        let messages = futures::stream::iter([first(hello())]).chain(futures::stream::pending()).take_until(ended);
+        let messages =
+            futures::stream::iter([first(hello())]).chain(futures::stream::pending()).take_until(ended);
         let mut answers = raw(&server).await.add_stream(messages).await.unwrap().into_inner();
         credits.push(answers.message().await.unwrap().unwrap().welcome.unwrap().credit_bytes >> 20);
         open_ones.push(answers);

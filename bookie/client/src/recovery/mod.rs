@@ -201,7 +201,7 @@ fn carry_out(inner: &Arc<Inner>, record: &LedgerRecord, effect: Effect) -> BoxFu
 async fn read_one(inner: &Inner, record: &LedgerRecord, id: EntryId) -> Option<crate::entry::Entry> {
     let view = record.view();
     let plan = read::plan(&view, id, id, BATCH_BYTES, ReadClass::Tail)?;
-    read::run(&*inner.rpc, plan).await.ok()?.into_iter().next()
+    read::run(&*inner.rpc, &inner.hedge, plan).await.ok()?.into_iter().next()
 }
 
 /// What the owner gets of a closed record.
