@@ -34,6 +34,7 @@ pub(super) async fn open(
     shared: Arc<Shared>,
     mut incoming: Streaming<wire::AddRequest>,
 ) -> Answered<Answers<wire::AddAnswers>> {
+    let place = shared.place()?;
     let first = tokio::time::timeout(HELLO, incoming.message()).await;
     let first = first.map_err(|_| refused(Code::TIMED_OUT, "no hello in time"))??;
     let Some(Kind::Hello(hello)) = first.and_then(|request| request.kind) else {
@@ -52,6 +53,7 @@ pub(super) async fn open(
             end = take(&shared, &mut incoming, &told) => end.err(),
         };
         told.end(end);
+        drop(place);
     });
     Ok(Response::new(Box::pin(Told(outcomes))))
 }

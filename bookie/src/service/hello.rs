@@ -53,6 +53,12 @@ impl Shared {
         })
     }
 
+    /// A place for another stream; held until it ends.
+    pub(super) fn place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+        let place = self.streams.clone().try_acquire_owned();
+        place.map_err(|_| refused(Code::TOO_MANY_REQUESTS, "as many streams are open as this bookie allows"))
+    }
+
     /// Checks whom a control call is for; answers false when it is for another incarnation.
     pub(super) fn target(&self, target: Option<&wire::Target>) -> Result<bool, Status> {
         let target = target.ok_or_else(|| refused(Code::BAD_REQUEST, "a control call without a target"))?;

@@ -7,8 +7,8 @@
 //! | `reads` | streams of reads, bounded in bytes |
 //! | `control` | unary calls |
 //!
-//! No file is touched by a thread of the runtime: the store has its own. Memory is bounded: adds by credits, which all streams take
-//! from one budget; reads by a budget for each stream; control calls by their number.
+//! No file is touched by a thread of the runtime: the store has its own. Memory is bounded: streams by their number; adds by credits,
+//! which all streams take from one budget; reads by a budget for each stream; control calls by their number.
 
 mod adds;
 mod control;
@@ -41,6 +41,8 @@ pub struct Config {
     pub read_stream_bytes: u64,
     /// Bytes of one read's answer, but for an entry that alone is larger. Default 1 MiB.
     pub read_bytes_max: usize,
+    /// Streams of adds and reads open at once. Default 1024; a caller has up to four.
+    pub streams: usize,
     /// Control calls at work at once. Default 256.
     pub control_calls: usize,
     /// Largest message, in bytes: the largest entry and 1 MiB more.
@@ -56,6 +58,7 @@ impl Config {
             add_stream_bytes: 16 << 20,
             read_stream_bytes: 16 << 20,
             read_bytes_max: 1 << 20,
+            streams: 1024,
             control_calls: 256,
             message_bytes_max: store.entry_bytes_max + (1 << 20),
         }
@@ -73,6 +76,7 @@ struct Shared {
     cluster: String,
     config: Config,
     adds: Budget,
+    streams: Arc<tokio::sync::Semaphore>,
     control: tokio::sync::Semaphore,
     tasks: TaskGroup,
 }
@@ -83,8 +87,9 @@ impl Service {
     pub fn new(bookie: Bookie, cluster: &str, config: Config, tasks: TaskGroup) -> Self {
         let adds = Budget::new(config.add_bytes);
         let control = tokio::sync::Semaphore::new(config.control_calls);
+        let streams = Arc::new(tokio::sync::Semaphore::new(config.streams));
         let cluster = cluster.to_owned();
-        Self { shared: Arc::new(Shared { bookie, cluster, config, adds, control, tasks }) }
+        Self { shared: Arc::new(Shared { bookie, cluster, config, adds, streams, control, tasks }) }
     }
 
     /// Serves until the task group stops, then until open calls have ended.
@@ -101,6 +106,7 @@ impl Service {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(1 << 20)
+            .max_concurrent_streams(CONCURRENT)
             // A peer that says nothing for this long is asked whether it is there.
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -112,6 +118,9 @@ impl Service {
             .await
     }
 }
+
+/// Calls at once on one connection.
+const CONCURRENT: u32 = 256;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answered<T> = Result<Response<T>, Status>;

@@ -37,6 +37,7 @@ pub(super) async fn open(
     shared: Arc<Shared>,
     mut incoming: Streaming<wire::ReadRequest>,
 ) -> Answered<Answers<wire::ReadAnswers>> {
+    let place = shared.place()?;
     let first = tokio::time::timeout(HELLO, incoming.message()).await;
     let first = first.map_err(|_| refused(Code::TIMED_OUT, "no hello in time"))??;
     let Some(Kind::Hello(hello)) = first.and_then(|request| request.kind) else {
@@ -58,6 +59,7 @@ pub(super) async fn open(
             // A caller that went away does not want to know.
             let _gone = out.try_send(Err(status));
         }
+        drop(place);
     });
     // The permit goes back when the answer has been handed to the transport.
     let stream = futures::stream::unfold(answers, |mut answers| async {

@@ -160,3 +160,14 @@ async fn credits_run_out_over_all_streams_together() {
     drop(open_ones);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn streams_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(dir.path(), |c| c.streams = 1).await;
+    let first_one = open(&server, vec![first(hello())]).await.unwrap();
+    let status = end(&server, vec![first(hello())]).await;
+    assert!(status.message().starts_with("GM-3001"), "{status:?}");
+    drop(first_one);
+    server.stop().await;
+}
