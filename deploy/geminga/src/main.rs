@@ -1,7 +1,10 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
+mod bookie;
 mod bookie_settings;
 mod cli;
+mod metadata;
+mod process;
 mod standalone;
 
 use clap::Parser;
@@ -14,6 +17,7 @@ fn main() -> std::process::ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match cli.role {
         cli::Role::Standalone(args) => standalone::main(*args),
+        cli::Role::Bookie(args) => bookie::main(*args),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {
