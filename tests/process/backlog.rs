@@ -167,6 +167,7 @@ fn full_gaps_stop_new_messages_with_a_reason_lose_no_ack_and_go_on() -> Result<(
     wire.redeliver_all(2)?;
     ensure!(wire.message()?.id.entry_id == left[0].entry_id, "the oldest comes again");
     wire.ack(2, left)?;
+    wire.flow(2, 2 * u32::try_from(count)?)?;
     let rest = eventually(Duration::from_secs(20), || {
         while let Some(message) = wire.message_within(Duration::from_millis(300))? {
             wire.ack(2, vec![message.id])?;

@@ -56,16 +56,13 @@ impl Drop for Small {
     }
 }
 
-fn start(small: &Small, ballast: &Path) -> Result<Standalone> {
+fn start(small: &Small) -> Result<Standalone> {
     let config = small.dir.path().join("small.toml");
     std::fs::write(
         &config,
         "[standalone.bookie]\njournal_file_size = \"2 MiB\"\nwrite_cache = \"4 MiB\"\nflush_ms = 500\n\
          [standalone.broker]\nmax_message_size = \"1 MiB\"\npublish_budget = \"2 MiB\"\n",
     )?;
-    if !ballast.exists() {
-        std::fs::write(ballast, vec![1; 24 << 20])?;
-    }
     let config = config.to_str().context("the path is text")?;
     Standalone::start(&small.path().join("data"), &["--config", config])
 }
@@ -77,7 +74,8 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
         return Ok(());
     };
     let ballast = small.path().join("ballast");
-    let mut server = start(&small, &ballast)?;
+    std::fs::write(&ballast, vec![1; 24 << 20])?;
+    let mut server = start(&small)?;
     let mut reader = Wire::connect(&server.pulsar)?;
     reader.subscribe("full", "s", 2, SubType::Shared)?;
     let mut wire = Wire::connect(&server.pulsar)?;
@@ -118,7 +116,7 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
     })?;
     println!("with room again it took {took:?} until a message was stored, without a restart");
     server.kill()?;
-    let server = start(&small, &ballast)?;
+    let server = start(&small)?;
     let backlog = server.stats("full")?["subscriptions"]["s"]["msgBacklog"].as_u64().context("no backlog")?;
     ensure!(backlog > acked, "{backlog} are left of {acked} and those since");
     Ok(())
