@@ -3,9 +3,12 @@
 //! | target | what it holds to |
 //! |---|---|
 //! | `tidy` | the shape of the repository: arrows, sizes, words, formatting, licences |
+//! | `cluster` | etcd, bookies and brokers as processes: kills, pauses, two brokers |
 //! | `process` | the real binary: start, stop, refusals, restart |
 //! | `python/`, `java/`, `go/` | official clients: smoke tests, the conformance probe, the scenario under kill -9; run by `tests/run` |
 //!
+//! - [`client`]: a Pulsar client that repeats nothing and remembers what was acknowledged
 //! - [`process`]: a `geminga standalone` that can be started, killed and asked
 
+pub mod client;
 pub mod process;

@@ -1,7 +1,11 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
 mod bookie_settings;
+mod broker;
 mod cli;
+mod cluster;
+mod metadata;
+mod process;
 mod standalone;
 
 use clap::Parser;
@@ -14,6 +18,8 @@ fn main() -> std::process::ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match cli.role {
         cli::Role::Standalone(args) => standalone::main(*args),
+        cli::Role::Broker(args) => broker::main(*args),
+        cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {

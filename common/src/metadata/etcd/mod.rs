@@ -6,7 +6,7 @@
 //! | `call` | one call: time limit, what its failure means, when it may be made again |
 //! | `txn` | transactions in etcd's terms |
 //! | `watch` | a watch that outlives connections and compactions |
-//! | `local` | a real etcd for tests |
+//! | `local` | a real etcd for tests; `differential` holds the store in memory against it |
 //!
 //! Owner: a thread of its own, on whose runtime connections and watches live, so that an executor busy with messages neither
 //! delays them nor lets a lease run out. Handles are cheap.
@@ -20,6 +20,8 @@
 
 mod call;
 mod config;
+#[cfg(test)]
+mod differential;
 #[cfg(any(test, feature = "test-util"))]
 pub mod local;
 #[cfg(test)]

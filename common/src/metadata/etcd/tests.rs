@@ -6,7 +6,7 @@ use crate::metadata::conformance::{self, Fixture};
 use crate::metadata::{Compare, Op, WatchEvent, list_all};
 use std::sync::Arc;
 
-async fn connect(etcd: &LocalEtcd, tasks: &TaskGroup) -> EtcdStore {
+pub(super) async fn connect(etcd: &LocalEtcd, tasks: &TaskGroup) -> EtcdStore {
     EtcdStore::connect(Config::plain(vec![etcd.url()]), tasks).await.unwrap()
 }
 
@@ -171,7 +171,7 @@ async fn a_stopped_server_makes_a_write_unknown() {
     let Some(w) = world("etcd that answers nothing").await else { return };
     w.put("k", "1").await.unwrap();
     w.etcd.signal("-STOP");
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let written = w.put("k", "2").await;
     assert!(matches!(written, Err(MetaError::Unknown(_))), "{written:?}");
     assert!(

@@ -1,0 +1,121 @@
+//! What every serving role does alike: settings, log, runtime, listeners, the order of stopping.
+
+use anyhow::Context as _;
+use geminga_broker::{Addresses, Broker};
+use geminga_common::tasks::TaskGroup;
+use serde::{Serialize, de::DeserializeOwned};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long topics may take to unload.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+/// How long tasks may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Settings of a role: flags beat the environment, which beats the table of that name in the file, which beats defaults.
+pub(crate) fn load<T: Default + Serialize + DeserializeOwned, const N: usize>(
+    role: &str,
+    file: Option<&Path>,
+    flags: [(&str, Option<toml::Value>); N],
+) -> anyhow::Result<T> {
+    let file = file.map(read_file).transpose()?;
+    let given = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    Ok(geminga_common::config::load(role, file.as_deref(), std::env::vars(), given.collect())?)
+}
+
+#[allow(clippy::disallowed_methods)] // before anything runs that could be simulated
+fn read_file(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path)
+        .with_context(|| format!("reading the configuration file {}", path.display()))
+}
+
+/// Logs to standard error.
+pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+        .with_context(|| format!("`{directives}` is no log filter"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+/// Refuses other addresses than the loopback unless they are meant.
+pub(crate) fn check_bind(bind: IpAddr, insecure: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        bind.is_loopback() || insecure,
+        "GM-1003: {bind} is not a loopback address and nobody is authenticated; pass --insecure if that is meant"
+    );
+    Ok(())
+}
+
+/// A runtime with so many threads; 0 is half of the cores.
+pub(crate) fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores.div_ceil(2) } else { threads.min(256) };
+    let runtime = if threads == 1 {
+        // One thread needs no work stealing: cheaper wake-ups and less memory.
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    };
+    runtime.context("starting the runtime")
+}
+
+/// Listens; port 0 takes any free one.
+pub(crate) async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(bind, port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("GM-1002: cannot listen on {address}; is another server there? Port 0 takes any free one")
+    })
+}
+
+/// Where clients reach a broker that listens there; `advertised` is the host that they know it by.
+pub(crate) fn addresses(
+    pulsar: &TcpListener,
+    http: &TcpListener,
+    advertised: Option<&str>,
+) -> anyhow::Result<Addresses> {
+    let (pulsar, http) = (pulsar.local_addr()?, http.local_addr()?);
+    let shown = |address: SocketAddr| match advertised {
+        Some(host) => format!("{host}:{}", address.port()),
+        None => address.to_string(),
+    };
+    Ok(Addresses {
+        pulsar: format!("pulsar://{}", shown(pulsar)),
+        http: format!("http://{}", shown(http)),
+        loopback: pulsar.ip().is_loopback(),
+    })
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Stop(Signal, Signal);
+
+impl Stop {
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    /// Resolves when the process is to stop.
+    pub(crate) async fn told(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+/// Topics unload, then tasks end, then what they stood on; each phase has a deadline and names who is late.
+pub(crate) async fn stop(broker: &Arc<Broker>, tasks: &TaskGroup, below: &TaskGroup) {
+    tracing::info!("stopping: topics unload");
+    if tokio::time::timeout(DRAIN_DEADLINE, broker.drain()).await.is_err() {
+        tracing::warn!("topics took too long to unload; what they hold is recovered at the next start");
+    }
+    for group in [tasks, below] {
+        group.stop();
+        for late in group.join(STOP_DEADLINE).await {
+            tracing::warn!(task = %late, "still running at the deadline");
+        }
+    }
+}
