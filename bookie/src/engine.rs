@@ -154,6 +154,19 @@ impl Bookie {
         self.core.store.incarnation
     }
 
+    /// Starts of the store so far, this one included.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.core.store.boot()
+    }
+
+    /// The cluster knows that this store lost something it had acknowledged, by what its disk cannot tell (a volume that went back in
+    /// time). To be called before anything is asked of it; not kept on disk, because the cluster's record is.
+    pub fn declare_data_loss(&self) {
+        self.core.store.shard.lock().status = Status::DataLoss;
+        self.core.health.send_replace(Health::DataLoss);
+    }
+
     /// What the store can do, watched.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {

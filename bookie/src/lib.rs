@@ -5,6 +5,8 @@
 //! | [`Config`] | settings |
 //! | [`Bookie`] | the running store: journal, flush and reader threads |
 //! | [`InProcess`] | `BookieRpc` over bookies of this process |
+//! | [`node`] | a bookie as a process of a cluster: registration, liveness |
+//! | [`service`] | the gRPC edge |
 //! | `store` | opening a store; its single steps, without threads |
 //! | `shard` | the machine: admission, write cache, batches, flush plans (pure) |
 //! | `journal` | journal files, replay |
@@ -25,8 +27,10 @@ pub mod mutant;
 #[cfg(not(feature = "museum"))]
 #[allow(unreachable_pub)]
 mod mutant;
+pub mod node;
 mod query;
 mod segments;
+pub mod service;
 mod shard;
 #[cfg(any(test, feature = "test-util"))]
 pub mod steps;

@@ -263,6 +263,10 @@ impl Store {
         Ok(store)
     }
 
+    pub(crate) fn boot(&self) -> u64 {
+        self.boot
+    }
+
     /// A replayed file is never appended to: the first batch of a new one says where replay stopped.
     fn start_journal(
         &self,

@@ -124,6 +124,11 @@ codes! {
     5004 NOT_OWNER: "this broker does not serve the topic; look it up again", pulsar 6, http 503, grpc 9, retry true;
     5005 SHUTTING_DOWN: "the service is shutting down", pulsar 6, http 503, grpc 14, retry true;
     5006 TIMED_OUT: "the request took too long", pulsar 6, http 503, grpc 4, retry true;
+    5021 WRONG_CLUSTER: "the peer belongs to another cluster", pulsar 0, http 409, grpc 9, retry false;
+    5022 WRONG_BOOKIE: "another bookie answers at this address", pulsar 0, http 409, grpc 9, retry false;
+    5023 WRONG_PROTOCOL: "the peers have no protocol version in common", pulsar 0, http 409, grpc 9, retry false;
+    5024 BOOKIE_NAME_TAKEN: "another live bookie has this name", pulsar 0, http 409, grpc 6, retry false;
+    5025 BOOKIE_RETIRED: "the cluster has given this bookie up", pulsar 0, http 409, grpc 9, retry false;
     6001 DATA_DIRECTORY_LOCKED: "another process uses the data directory", pulsar 0, http 500, grpc 9, retry false;
     6002 FORMAT_TOO_NEW: "the data was written by a newer version", pulsar 0, http 500, grpc 9, retry false;
     6003 CONFIG_UNKNOWN_KEY: "the configuration holds an unknown key", pulsar 0, http 500, grpc 3, retry false;

@@ -1,5 +1,12 @@
-//! The Pulsar wire format. This file is only a map; everything here is a pure function over bytes.
+//! The wires: Pulsar's, and our own between brokers and bookies. This file is only a map; everything here is a pure function over
+//! bytes.
 //!
+//! Between brokers and bookies:
+//! - [`bookie`]: messages, client and server generated from `geminga/v1/bookie.proto`
+//! - [`packed`]: its message of many entries, by hand
+//! - [`codec`]: the gRPC codec
+//!
+//! Pulsar:
 //! - [`pulsar`]: the messages generated from `pulsar/wire.proto`
 //! - [`frame`]: cutting the byte stream of a connection into frames
 //! - [`payload`]: what follows the command of SEND and MESSAGE: broker entry block, checksum, metadata, payload
@@ -16,11 +23,13 @@
 pub mod batch;
 pub mod broker_entry;
 pub mod checksum;
+pub mod codec;
 pub mod decode;
 pub mod encode;
 pub mod frame;
 pub mod metadata_view;
 pub mod murmur;
+pub mod packed;
 pub mod payload;
 pub mod test_support;
 mod wire;
@@ -34,4 +43,17 @@ mod tests;
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod pulsar {
     include!(concat!(env!("OUT_DIR"), "/pulsar.proto.rs"));
+}
+
+/// What brokers and bookies say to each other, generated from `geminga/v1/bookie.proto` at build time.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    rustdoc::all
+)]
+pub mod bookie {
+    include!(concat!(env!("OUT_DIR"), "/geminga.bookie.v1.rs"));
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // real files and processes
 
 use anyhow::{Context as _, Result, ensure};
-use geminga_tests::process::{Standalone, refused};
+use geminga_tests::process::{Standalone, refused, refused_as};
 use std::time::Duration;
 
 const TOPIC: &str = "/admin/v2/persistent/public/default/kept";
@@ -62,7 +62,7 @@ fn a_kill_keeps_the_messages() -> Result<()> {
 #[test]
 fn other_addresses_than_the_loopback_need_insecure() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    says(&refused(dir.path(), &["--bind", "0.0.0.0"])?, &["GM-1003", "--insecure"])
+    says(&refused(dir.path(), &["--bind", "0.0.0.0"])?, &["GM-6007", "--insecure"])
 }
 
 #[test]
@@ -80,5 +80,21 @@ fn an_unknown_setting_names_the_nearest_one() -> Result<()> {
     let file = file.to_str().context("the path is text")?;
     says(&refused(&dir.path().join("data"), &["--config", file])?, &["pulsar_prot", "pulsar_port"])?;
     ensure!(!dir.path().join("data").exists(), "a refused start wrote something");
+    Ok(())
+}
+
+#[test]
+fn a_bookie_names_what_it_cannot_use() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    says(
+        &refused_as("bookie", dir.path(), &["--metadata", "zk:localhost:2181"])?,
+        &["GM-6004", "zk:localhost:2181"],
+    )?;
+    says(&refused_as("bookie", dir.path(), &["--bind", "0.0.0.0"])?, &["0.0.0.0", "--insecure"])?;
+    let file = dir.path().join("geminga.toml");
+    std::fs::write(&file, "[bookie]\nzoen = 'a'\n")?;
+    let file = file.to_str().context("a path of text")?;
+    says(&refused_as("bookie", dir.path(), &["--config", file])?, &["zoen", "zone"])?;
+    ensure!(!dir.path().join("bookie").exists(), "nothing was made");
     Ok(())
 }

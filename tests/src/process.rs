@@ -168,7 +168,22 @@ fn wait(child: &mut Child) -> Result<ExitStatus> {
 /// # Errors
 /// It runs, or ends as if all were well, or said it was ready.
 pub fn refused(data_dir: &Path, more: &[&str]) -> Result<String> {
-    let mut child = command(data_dir, more)?.spawn()?;
+    must_refuse(command(data_dir, more)?)
+}
+
+/// Starts a `geminga` of any role that must refuse to run; answers what it said on standard error.
+///
+/// # Errors
+/// It runs, or ends as if all were well, or said it was ready.
+pub fn refused_as(role: &str, data_dir: &Path, more: &[&str]) -> Result<String> {
+    let mut command = Command::new(binary()?);
+    command.args([role, "--log", "warn", "--data-dir"]).arg(data_dir).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    must_refuse(command)
+}
+
+fn must_refuse(mut command: Command) -> Result<String> {
+    let mut child = command.spawn()?;
     let status = wait(&mut child)?;
     let Output { stdout, stderr, .. } = child.wait_with_output()?;
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));

@@ -2,6 +2,7 @@
 //! writes), so that the owner commits them together with its own topic record in one transaction.
 
 pub(crate) mod client;
+pub(crate) mod hedge;
 mod ids;
 pub(crate) mod read;
 #[cfg(test)]

@@ -6,10 +6,12 @@
 //! | [`rpc`] | [`rpc::BookieRpc`], the seam to bookies, and its messages |
 //! | [`record`] | the ledger record in metadata: state, term, fragments, repair |
 //! | [`placement`] | which bookies a ledger goes to |
+//! | [`registry`] | which bookies there are, followed through metadata |
 //! | [`quorum`] | ensemble ≥ write quorum ≥ ack quorum; write sets, coverage (pure) |
 //! | [`writer`] | the writer machine and the shell that drives it |
 //! | [`recovery`] | FenceTail recovery: machine and shell |
 //! | [`ledgers`] | [`ledgers::Ledgers`], what a managed ledger sees, and [`ledgers::LedgerClient`] |
+//! | [`grpc`] | [`grpc::GrpcBookies`]: bookies that are processes of their own |
 //! | `conformance` (feature `test-util`) | what every [`rpc::BookieRpc`] must do |
 //! | [`mutant`] | known bugs that tests can bring back |
 //! | `memory` (feature `test-util`) | bookies in memory, for tests |
@@ -19,6 +21,7 @@ pub mod conformance;
 pub mod entry;
 #[cfg(test)]
 mod exploration;
+pub mod grpc;
 pub mod ledgers;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
@@ -27,5 +30,6 @@ pub mod placement;
 pub mod quorum;
 pub mod record;
 pub mod recovery;
+pub mod registry;
 pub mod rpc;
 pub mod writer;

@@ -1,6 +1,8 @@
 //! Which bookies a ledger goes to. The seam is narrow on purpose: the protocol asks for some bookies outside a set, and takes
 //! fewer when there are no more; zones, load and labels are the placement's own affair.
 
+pub mod zones;
+
 use crate::rpc::BookieRef;
 
 /// Chooses bookies.
@@ -9,6 +11,12 @@ pub trait Placement: Send + Sync + 'static {
     /// incarnation is another store and may be chosen: else a ledger over a node that lost its disk could not be closed for
     /// want of a spare. Never blocks: it answers from what it knows.
     fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef>;
+    /// Bookies to stand beside `keep`, the members of an ensemble that stay; `exclude` holds all its members, those to be replaced too.
+    fn replace(&self, count: usize, keep: &[BookieRef], exclude: &[BookieRef]) -> Vec<BookieRef> {
+        // Who stays matters to those alone who know where bookies stand.
+        let _ = keep;
+        self.choose(count, exclude)
+    }
 }
 
 /// Always the same bookies, in the same order: standalone, and tests.

@@ -29,7 +29,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Name of the cluster. Default `geminga`. Part of every metadata key; brokers and bookies of a cluster agree on it, and it must
+    /// Name of the cluster. Default `standalone`. Part of every metadata key; brokers and bookies of a cluster agree on it, and it must
     /// not change later. It replaces `service.cluster`.
     cluster: String,
     /// Address to listen on. Default 127.0.0.1.
@@ -61,7 +61,7 @@ pub(crate) struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            cluster: "geminga".to_owned(),
+            cluster: "standalone".to_owned(),
             bind: IpAddr::from([127, 0, 0, 1]),
             advertised_host: String::new(),
             pulsar_port: 6650,

@@ -17,6 +17,8 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// A whole Geminga in one process: metadata, one bookie, one broker. Loopback only unless told otherwise.
     Standalone(Box<StandaloneArgs>),
+    /// A storage node of a cluster. Loopback only unless told otherwise.
+    Bookie(Box<BookieArgs>),
     /// Serve topics of a cluster, over its bookies and its metadata in etcd.
     Broker(Box<BrokerArgs>),
     /// A whole cluster of processes on this machine.
@@ -55,7 +57,7 @@ pub(crate) struct StandaloneArgs {
 /// Flags of `broker`. A flag beats `GEMINGA_BROKER_<KEY>`, which beats the file, which beats the default.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BrokerArgs {
-    /// Name of the cluster. Default `geminga`.
+    /// Name of the cluster. Default `standalone`.
     #[arg(long)]
     pub(crate) cluster: Option<String>,
     /// Metadata store: `etcd:http://host:port`, all members separated by commas. Default `etcd:http://127.0.0.1:2379`.
@@ -80,6 +82,47 @@ pub(crate) struct BrokerArgs {
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
     /// What to log: `info`, or directives such as `geminga_broker=debug`. Default `info`.
+    #[arg(long)]
+    pub(crate) log: Option<String>,
+    /// Allow a bind address other than the loopback although nobody is authenticated.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// Flags of `bookie`. A flag beats `GEMINGA_BOOKIE_<KEY>`, which beats the file, which beats the default.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BookieArgs {
+    /// Where everything is stored. Default `data`, made if it is not there.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Name of this bookie; every bookie of a cluster has its own, and keeps it. Default `bookie-0`.
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Name of the cluster. Default `standalone`.
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// Address to listen on. Default 127.0.0.1.
+    #[arg(long)]
+    pub(crate) bind: Option<String>,
+    /// Port of the bookie service; 0 takes any free one. Default 3181.
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// `host:port` that others reach it by. Default: the address it listens on.
+    #[arg(long)]
+    pub(crate) advertised: Option<String>,
+    /// URL of the cluster's metadata, `etcd:http://host:port`.
+    #[arg(long)]
+    pub(crate) metadata: Option<String>,
+    /// Availability zone it stands in.
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
+    /// Rack it stands in.
+    #[arg(long)]
+    pub(crate) rack: Option<String>,
+    /// Configuration file (TOML, table `[bookie]`).
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// What to log: `info`, or directives such as `geminga_bookie=debug`. Default `info`.
     #[arg(long)]
     pub(crate) log: Option<String>,
     /// Allow a bind address other than the loopback although nobody is authenticated.

@@ -1,5 +1,6 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
+mod bookie;
 mod bookie_settings;
 mod broker;
 mod cli;
@@ -20,6 +21,7 @@ fn main() -> std::process::ExitCode {
         cli::Role::Standalone(args) => standalone::main(*args),
         cli::Role::Broker(args) => broker::main(*args),
         cli::Role::Cluster(command) => cluster::main(command),
+        cli::Role::Bookie(args) => bookie::main(*args),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {

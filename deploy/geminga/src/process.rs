@@ -45,7 +45,7 @@ pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
 pub(crate) fn check_bind(bind: IpAddr, insecure: bool) -> anyhow::Result<()> {
     anyhow::ensure!(
         bind.is_loopback() || insecure,
-        "GM-1003: {bind} is not a loopback address and nobody is authenticated; pass --insecure if that is meant"
+        "GM-6007: {bind} is not a loopback address and nobody is authenticated; pass --insecure if that is meant"
     );
     Ok(())
 }

@@ -58,6 +58,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskGroup,
     rng: Mutex<Rng>,
     ids: IdBlocks,
+    hedge: super::hedge::Hedge,
 }
 
 impl Inner {
@@ -136,10 +137,9 @@ impl LedgerClient {
     pub fn new(parts: Parts) -> Self {
         let Parts { rpc, meta, keys, placement, quorum, limits, recovery, rng, tasks } = parts;
         let ids = IdBlocks::default();
-        let rng = Mutex::new(rng);
-        Self {
-            inner: Arc::new(Inner { rpc, meta, keys, placement, quorum, limits, recovery, tasks, rng, ids }),
-        }
+        let (rng, hedge) = (Mutex::new(rng), Default::default());
+        let inner = Inner { rpc, meta, keys, placement, quorum, limits, recovery, tasks, rng, ids, hedge };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Tells every bookie of a closed ledger where it ends, so that they refuse and drop what lies beyond. Best effort.
@@ -223,8 +223,9 @@ impl Ledgers for LedgerClient {
         class: ReadClass,
     ) -> BoxFuture<'static, Result<Vec<Entry>, ReadError>> {
         let plan = read::plan(view, first, last, bytes_max, class);
-        let rpc = self.inner.rpc.clone();
-        async move { read::run(&*rpc, plan.ok_or(ReadError::Unavailable(first))?).await }.boxed()
+        let inner = self.inner.clone();
+        async move { read::run(&*inner.rpc, &inner.hedge, plan.ok_or(ReadError::Unavailable(first))?).await }
+            .boxed()
     }
 
     fn delete(&self, view: &LedgerView) -> BoxFuture<'static, bool> {

@@ -1,16 +1,16 @@
-//! Reading entries back: one slot of the write set after another until one has them intact.
+//! Reading entries back: the slots of the write set, until one has them intact.
 //!
 //! A positive answer of any slot suffices, a checksum that fails is no answer, and absence is believed only from a negative
-//! quorum: damage on one bookie never looks like the end of a ledger.
+//! quorum: damage on one bookie never looks like the end of a ledger. The next slot is asked when one says no, and beside one
+//! that takes longer than nearly all reads do; the first good answer ends the read, and the other is taken back.
 
+use super::hedge::{Hedge, PATIENCE};
 use super::{LedgerView, ReadError};
 use crate::entry::Entry;
-use crate::rpc::{BookieRef, BookieRpc, Doubt, Read, ReadAnswer, ReadClass};
+use crate::rpc::{BookieRef, BookieRpc, Read, ReadAnswer, ReadClass};
+use futures::stream::{FuturesUnordered, StreamExt};
 use geminga_common::ids::{EntryId, LedgerId};
-use std::time::Duration;
-
-/// A slot that has not answered by then is passed over while others are left.
-const SLOT_PATIENCE: Duration = Duration::from_secs(3);
+use tokio::time::Instant;
 
 /// Whom to ask for what.
 pub(crate) struct Plan {
@@ -39,31 +39,40 @@ pub(crate) fn plan(
     })
 }
 
-/// Asks until one slot answers.
-pub(crate) async fn run(rpc: &dyn BookieRpc, plan: Plan) -> Result<Vec<Entry>, ReadError> {
+/// Asks until one slot has the entries, or all have been asked.
+pub(crate) async fn run(rpc: &dyn BookieRpc, hedge: &Hedge, plan: Plan) -> Result<Vec<Entry>, ReadError> {
     let Plan { request, bookies, negative } = plan;
+    let (start, class) = (Instant::now(), request.class);
+    let after = hedge.begin(class);
+    let mut untried = bookies.iter();
+    let mut asked = FuturesUnordered::new();
+    let ask = |bookie: &BookieRef| {
+        let (bookie, reading) = (bookie.clone(), rpc.read(bookie, request));
+        async move { (bookie, reading.await) }
+    };
+    asked.extend(untried.next().map(ask));
     let mut absent = 0;
-    for (i, bookie) in bookies.iter().enumerate() {
-        let reading = rpc.read(bookie, request);
-        // The last one is waited for: the rpc has deadlines of its own.
-        let answer = if i + 1 == bookies.len() {
-            reading.await
-        } else {
-            tokio::time::timeout(SLOT_PATIENCE, reading)
-                .await
-                .unwrap_or(ReadAnswer::Unknown(Doubt::Unreachable))
-        };
-        match answer {
-            ReadAnswer::Found(entries) => {
-                let entries = intact(request.ledger, request.first, request.last, entries);
-                if !entries.is_empty() {
+    let mut patience = start + after;
+    while !asked.is_empty() {
+        tokio::select! {
+            biased;
+            Some((bookie, answer)) = asked.next() => {
+                if let Some(entries) = judge(&request, &bookie, answer, &mut absent) {
+                    hedge.found(class, start.elapsed());
                     return Ok(entries);
                 }
-                tracing::warn!(ledger = %request.ledger, entry = %request.first, %bookie, "damaged entry read");
+                asked.extend(untried.next().map(ask));
+                patience = Instant::now() + after;
             }
-            ReadAnswer::NotFound(_) => absent += 1,
-            ReadAnswer::Unknown(doubt) => {
-                tracing::debug!(ledger = %request.ledger, entry = %request.first, %bookie, ?doubt, "read undecided");
+            // The last one is waited for: the rpc has deadlines of its own.
+            () = tokio::time::sleep_until(patience), if untried.len() > 0 => {
+                let now = Instant::now();
+                if now >= start + PATIENCE || hedge.spend(class) {
+                    asked.extend(untried.next().map(ask));
+                    patience = now + after;
+                } else {
+                    patience = start + PATIENCE;
+                }
             }
         }
     }
@@ -74,6 +83,24 @@ pub(crate) async fn run(rpc: &dyn BookieRpc, plan: Plan) -> Result<Vec<Entry>, R
     }
 }
 
+/// The entries of an answer, if it has them intact; counts provable absence.
+fn judge(request: &Read, bookie: &BookieRef, answer: ReadAnswer, absent: &mut u32) -> Option<Vec<Entry>> {
+    match answer {
+        ReadAnswer::Found(entries) => {
+            let entries = intact(request.ledger, request.first, request.last, entries);
+            if !entries.is_empty() {
+                return Some(entries);
+            }
+            tracing::warn!(ledger = %request.ledger, entry = %request.first, %bookie, "damaged entry read");
+        }
+        ReadAnswer::NotFound(_) => *absent += 1,
+        ReadAnswer::Unknown(doubt) => {
+            tracing::debug!(ledger = %request.ledger, entry = %request.first, %bookie, ?doubt, "read undecided");
+        }
+    }
+    None
+}
+
 /// The run of entries from `first` on whose ids and checksums hold.
 pub(crate) fn intact(ledger: LedgerId, first: EntryId, last: EntryId, mut entries: Vec<Entry>) -> Vec<Entry> {
     let good = |(entry, id): &(&Entry, u64)| entry.id.0 == *id && *id <= last.0 && entry.verify(ledger);
@@ -81,3 +108,6 @@ pub(crate) fn intact(ledger: LedgerId, first: EntryId, last: EntryId, mut entrie
     entries.truncate(run);
     entries
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,7 +128,8 @@ async fn attempt(inner: &Arc<Inner>, record: LedgerRecord) -> Attempt {
                     Effect::Stop(verdict) => return Attempt::Stop(verdict),
                     Effect::Place(slots) => {
                         let members: Vec<BookieRef> = state.members().cloned().collect();
-                        let found = inner.placement.choose(slots.len() as usize, &members);
+                        let staying = state.staying(slots);
+                        let found = inner.placement.replace(slots.len() as usize, &staying, &members);
                         let found: Vec<_> = slots.iter().zip(found).collect();
                         bookies.extend(found.iter().map(|(_, bookie)| bookie.clone()));
                         state.on_replacements(&found, &mut effects);
@@ -200,7 +201,7 @@ fn carry_out(inner: &Arc<Inner>, record: &LedgerRecord, effect: Effect) -> BoxFu
 async fn read_one(inner: &Inner, record: &LedgerRecord, id: EntryId) -> Option<crate::entry::Entry> {
     let view = record.view();
     let plan = read::plan(&view, id, id, BATCH_BYTES, ReadClass::Tail)?;
-    read::run(&*inner.rpc, plan).await.ok()?.into_iter().next()
+    read::run(&*inner.rpc, &inner.hedge, plan).await.ok()?.into_iter().next()
 }
 
 /// What the owner gets of a closed record.

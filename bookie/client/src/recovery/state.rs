@@ -247,6 +247,17 @@ impl State {
         self.members.iter().filter_map(|m| m.bookie.as_ref()).chain(working.iter().flatten())
     }
 
+    /// Bookies of the working ensemble that stay when `leaving` are replaced.
+    #[must_use]
+    pub fn staying(&self, leaving: SlotSet) -> Vec<BookieRef> {
+        let working = match &self.phase {
+            Phase::Placing(_, writing) | Phase::Writing(writing) => &writing.ensemble[..],
+            _ => &[],
+        };
+        let staying = (0_u32..).zip(working).filter(|(slot, _)| !leaving.contains(*slot));
+        staying.filter_map(|(_, bookie)| bookie.clone()).collect()
+    }
+
     /// A bookie answered the fence.
     pub fn on_tail(&mut self, slot: u32, result: Result<Tail, ControlError>, out: &mut Vec<Effect>) {
         if !matches!(self.phase, Phase::Deciding | Phase::Reading { .. }) {

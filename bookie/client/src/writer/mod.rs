@@ -70,7 +70,8 @@ impl LedgerWriter {
                     Effect::Send(add) => self.send(add),
                     Effect::Place(slots) => {
                         let members: Vec<BookieRef> = self.state.members().cloned().collect();
-                        let found = self.client.placement.choose(slots.len() as usize, &members);
+                        let staying = self.state.staying(slots);
+                        let found = self.client.placement.replace(slots.len() as usize, &staying, &members);
                         let found: Vec<_> = slots.iter().zip(found).collect();
                         self.state.on_replacements(&found, &mut self.effects);
                     }

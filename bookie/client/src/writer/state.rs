@@ -255,6 +255,13 @@ impl State {
         self.slots.iter().filter_map(|slot| slot.bookie.as_ref()).chain(&self.shunned)
     }
 
+    /// Bookies that stay when `leaving` are replaced.
+    #[must_use]
+    pub fn staying(&self, leaving: SlotSet) -> Vec<BookieRef> {
+        let staying = (0..self.quorum.ensemble()).filter(|slot| !leaving.contains(*slot));
+        staying.filter_map(|slot| self.slots[slot as usize].bookie.clone()).collect()
+    }
+
     /// Takes entries in: gives them ids and sends them to their slots.
     ///
     /// # Errors

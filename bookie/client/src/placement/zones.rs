@@ -1,0 +1,163 @@
+//! Placement over the registry: spread over zones, then racks; no bookie that is dead, read-only, draining or damaged; slow ones
+//! only when there are no others.
+//!
+//! The hard rule: the bookies of a write quorum stand in at least min(zones, Qw) zones. What cannot be met is not refused but
+//! *flagged*: [`ZonePlacement::degraded`] says what is missing until an ensemble meets it again. Bookies come in an order in which
+//! consecutive ones stand in different zones as far as possible, so that the rule holds for striped ledgers too.
+//!
+//! [`pick`] is pure. Ties are broken by chance, two at a time: of two drawn bookies the one with more room is taken.
+
+use super::Placement;
+use crate::grpc::health::Health;
+use crate::registry::record::{Labels, NodeState};
+use crate::registry::{Registry, View};
+use crate::rpc::BookieRef;
+use geminga_common::ids::BookieId;
+use geminga_common::rng::Rng;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// In what way the last ensemble fell short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Degraded {
+    /// Bookies asked for and found.
+    pub bookies: (usize, usize),
+    /// Zones that the rule asks for, and zones that the ensemble stands in.
+    pub zones: (usize, usize),
+}
+
+impl fmt::Display for Degraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((wanted, found), (zones, stands)) = (self.bookies, self.zones);
+        write!(f, "{found} of {wanted} bookies, in {stands} of {zones} zones")
+    }
+}
+
+/// A bookie that may be chosen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Its store.
+    pub bookie: BookieRef,
+    /// Where it stands.
+    pub labels: Labels,
+    /// Size of its data volume.
+    pub capacity_bytes: u64,
+    /// Taken only when there are no others.
+    pub slow: bool,
+}
+
+/// Chooses up to `count` candidates beside those who stay, whose labels are `kept`.
+#[must_use]
+pub fn pick(mut from: Vec<Candidate>, count: usize, kept: &[Labels], rng: &mut Rng) -> Vec<Candidate> {
+    let (mut zones, mut racks) =
+        (BTreeMap::<String, usize>::new(), BTreeMap::<(String, String), usize>::new());
+    let place = |labels: &Labels| (labels.zone.clone(), labels.rack.clone());
+    for labels in kept {
+        *zones.entry(labels.zone.clone()).or_default() += 1;
+        *racks.entry(place(labels)).or_default() += 1;
+    }
+    let mut picked: Vec<Candidate> = Vec::with_capacity(count);
+    while picked.len() < count && !from.is_empty() {
+        let cost = |c: &Candidate| {
+            let (zone, rack) = (zones.get(&c.labels.zone), racks.get(&place(&c.labels)));
+            (zone.copied().unwrap_or(0), c.slow, rack.copied().unwrap_or(0))
+        };
+        let least = from.iter().map(cost).min().unwrap_or_default();
+        let best: Vec<usize> = (0..from.len()).filter(|at| cost(&from[*at]) == least).collect();
+        let mut draw = || best[rng.below(best.len() as u64) as usize];
+        let (a, b) = (draw(), draw());
+        let one = from.swap_remove(if from[a].capacity_bytes >= from[b].capacity_bytes { a } else { b });
+        *zones.entry(one.labels.zone.clone()).or_default() += 1;
+        *racks.entry(place(&one.labels)).or_default() += 1;
+        picked.push(one);
+    }
+    picked
+}
+
+/// Placement over the bookies of a registry.
+pub struct ZonePlacement {
+    registry: Registry,
+    health: Option<Arc<Health>>,
+    write_quorum: usize,
+    rng: Mutex<Rng>,
+    degraded: watch::Sender<Option<Degraded>>,
+}
+
+impl ZonePlacement {
+    /// A placement for ledgers of this write quorum; `health` says who is slow.
+    #[must_use]
+    pub fn new(registry: Registry, health: Option<Arc<Health>>, write_quorum: u32, rng: Rng) -> Self {
+        let (rng, degraded) = (Mutex::new(rng), watch::Sender::new(None));
+        Self { registry, health, write_quorum: write_quorum as usize, rng, degraded }
+    }
+
+    /// In what way the last ensemble that was chosen fell short; `None` when it did not.
+    #[must_use]
+    pub fn degraded(&self) -> watch::Receiver<Option<Degraded>> {
+        self.degraded.subscribe()
+    }
+
+    fn candidates(&self, view: &View, exclude: &[BookieRef]) -> Vec<Candidate> {
+        let now = tokio::time::Instant::now();
+        let slow = self.health.as_ref().map(|health| health.slow(now)).unwrap_or_default();
+        let one = |(id, known): (&BookieId, &crate::registry::Known)| {
+            let (record, live) = (known.record.as_ref()?, known.live.as_ref()?);
+            let bookie = BookieRef { id: id.clone(), incarnation: record.incarnation };
+            let good = record.state == NodeState::ReadWrite
+                && live.incarnation == record.incarnation
+                && !exclude.contains(&bookie);
+            good.then(|| Candidate {
+                slow: slow.contains(id),
+                labels: record.labels.clone(),
+                capacity_bytes: record.capacity_bytes,
+                bookie,
+            })
+        };
+        view.bookies.iter().filter_map(one).collect()
+    }
+
+    fn judge(&self, view: &View, wanted: usize, ensemble: &[Labels]) {
+        let in_service = |known: &&crate::registry::Known| {
+            known.record.as_ref().is_some_and(|r| !matches!(r.state, NodeState::Gone | NodeState::Lost))
+        };
+        let known = view.bookies.values().filter(in_service).filter_map(|known| known.record.as_ref());
+        let zones: BTreeSet<&str> = known.map(|record| record.labels.zone.as_str()).collect();
+        let stands: BTreeSet<&str> = ensemble.iter().map(|labels| labels.zone.as_str()).collect();
+        let need = zones.len().min(self.write_quorum);
+        let short = ensemble.len() < wanted || stands.len() < need;
+        let now = short.then(|| Degraded { bookies: (wanted, ensemble.len()), zones: (need, stands.len()) });
+        self.degraded.send_if_modified(|before| {
+            let changed = *before != now;
+            if let (true, Some(degraded)) = (changed, &now) {
+                tracing::warn!(%degraded, "ledgers are placed below what was asked for");
+            }
+            *before = now;
+            changed
+        });
+    }
+}
+
+impl Placement for ZonePlacement {
+    fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef> {
+        self.replace(count, &[], exclude)
+    }
+
+    fn replace(&self, count: usize, keep: &[BookieRef], exclude: &[BookieRef]) -> Vec<BookieRef> {
+        let view = self.registry.view();
+        let labels = |bookie: &BookieRef| {
+            let record = view.bookies.get(&bookie.id).and_then(|known| known.record.as_ref());
+            record.map(|record| record.labels.clone()).unwrap_or_default()
+        };
+        let mut ensemble: Vec<Labels> = keep.iter().map(labels).collect();
+        let picked = pick(self.candidates(&view, exclude), count, &ensemble, &mut self.rng.lock());
+        ensemble.extend(picked.iter().map(|candidate| candidate.labels.clone()));
+        self.judge(&view, keep.len() + count, &ensemble);
+        picked.into_iter().map(|candidate| candidate.bookie).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

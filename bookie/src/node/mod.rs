@@ -1,0 +1,297 @@
+//! A bookie as a process of a cluster: store, service, registration, liveness.
+//!
+//! Start: the store opens; its address is bound; the cluster's record of it is compared with what its disk says
+//! ([`registration`]); the service answers; the liveness key appears. Stop: the liveness key goes first, so that nobody places
+//! ledgers here; streams end once what is open has been answered; the store closes.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `registration` | the record `b/{id}`: what a start may find there and what follows (pure), and the transaction |
+//! | `liveness` | the leased key `live/b/{id}`, kept by a thread of its own |
+
+mod liveness;
+mod registration;
+
+use crate::service::{self, Service};
+use crate::{Bookie, Health, OpenError};
+use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
+use geminga_common::clock::Clock;
+use geminga_common::disk::Disk;
+use geminga_common::error::{Code, Coded};
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::{MetaError, MetadataStore};
+use geminga_common::rng::Rng;
+use geminga_common::tasks::{OnFailure, TaskGroup};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Settings of a node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The store.
+    pub store: crate::Config,
+    /// Its service.
+    pub service: service::Config,
+    /// Address to listen on; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// `host:port` that others reach it by. `None`: the address it listens on.
+    pub advertised: Option<String>,
+    /// Where it stands.
+    pub labels: Labels,
+    /// Size of its data volume in bytes, 0 when not known.
+    pub capacity_bytes: u64,
+    /// Life of its lease. Default 10 s, 1 s to 60 s. Shorter notices death sooner and stalls too.
+    pub lease_ttl: Duration,
+}
+
+impl Config {
+    /// Defaults for a store, listening on the loopback.
+    #[must_use]
+    pub fn new(store: crate::Config) -> Self {
+        Self {
+            service: service::Config::new(&store),
+            store,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertised: None,
+            labels: Labels::default(),
+            capacity_bytes: 0,
+            lease_ttl: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a node is given.
+#[derive(Clone)]
+pub struct Parts {
+    /// Cluster metadata.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// Disk.
+    pub disk: Arc<dyn Disk>,
+    /// Clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why a node did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The store did not open.
+    #[error("opening the store: {0}")]
+    Open(#[from] OpenError),
+    /// It cannot listen there.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Another process lives under this name, with another store.
+    #[error("another bookie named {0} is alive, with another store; give this one a name of its own")]
+    NameTaken(String),
+    /// The cluster has given this store up: ledgers no longer count on it.
+    #[error("the cluster has given up the store of bookie {0}; start it with an empty data directory")]
+    Retired(String),
+    /// The record in metadata cannot be read.
+    #[error("the record of bookie {0} in metadata cannot be read; it may be of a newer version")]
+    Record(String),
+    /// Metadata refuses.
+    #[error(transparent)]
+    Metadata(#[from] MetaError),
+    /// A write or sync failed: the store takes nothing any more.
+    #[error("the store has failed; see the log, repair the volume, start again")]
+    Failed,
+    /// Told to stop before it was ready.
+    #[error("stopped before it was ready")]
+    Stopped,
+    /// The service ended.
+    #[error("the service ended: {0}")]
+    Service(String),
+}
+
+impl Coded for NodeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Open(OpenError::Config(_)) => Code::CONFIG_INVALID,
+            Self::Open(OpenError::InUse) => Code::DATA_DIRECTORY_LOCKED,
+            Self::Open(OpenError::Newer(_)) => Code::FORMAT_TOO_NEW,
+            Self::Open(OpenError::OtherCluster(_)) => Code::DATA_DIRECTORY_FOREIGN,
+            Self::Open(OpenError::Format) => Code::DATA_LOSS,
+            Self::Open(_) => Code::DATA_DIRECTORY_UNUSABLE,
+            Self::Listen { .. } => Code::PORT_IN_USE,
+            Self::NameTaken(_) => Code::BOOKIE_NAME_TAKEN,
+            Self::Retired(_) => Code::BOOKIE_RETIRED,
+            Self::Record(_) => Code::FORMAT_TOO_NEW,
+            Self::Metadata(_) => Code::METADATA_UNAVAILABLE,
+            Self::Failed => Code::DISK_FAILED,
+            Self::Stopped => Code::SHUTTING_DOWN,
+            Self::Service(_) => Code::INTERNAL,
+        }
+    }
+}
+
+/// How long open calls may take to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long threads may take to end.
+const STOP: Duration = Duration::from_secs(5);
+
+/// A running node.
+pub struct Node {
+    bookie: Bookie,
+    address: SocketAddr,
+    state: NodeState,
+    liveness: liveness::Liveness,
+    service_tasks: TaskGroup,
+    storage_tasks: TaskGroup,
+    ended: watch::Receiver<Option<String>>,
+}
+
+/// Runs a node until it is told to stop or fails; `ready` is called once it serves.
+///
+/// # Errors
+/// It did not start, or its store failed.
+pub async fn run(
+    config: Config,
+    parts: Parts,
+    ready: impl FnOnce(&Node),
+    shutdown: CancellationToken,
+) -> Result<(), NodeError> {
+    let node = tokio::select! {
+        node = Node::start(config, parts) => node?,
+        () = shutdown.cancelled() => return Err(NodeError::Stopped),
+    };
+    ready(&node);
+    let end = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        error = node.failure() => Err(error),
+    };
+    node.stop().await;
+    end
+}
+
+impl Node {
+    /// Starts a node; it serves and is registered when this answers. Waits for metadata for as long as that is away.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn start(config: Config, parts: Parts) -> Result<Self, NodeError> {
+        let (service_tasks, storage_tasks) = (TaskGroup::new(), TaskGroup::new());
+        let started = Self::start_in(config, parts, service_tasks.clone(), storage_tasks.clone()).await;
+        if started.is_err() {
+            service_tasks.stop();
+            storage_tasks.stop();
+            storage_tasks.join(STOP).await;
+        }
+        started
+    }
+
+    async fn start_in(
+        config: Config,
+        parts: Parts,
+        service_tasks: TaskGroup,
+        storage_tasks: TaskGroup,
+    ) -> Result<Self, NodeError> {
+        let bookie = open(&config.store, &parts, &storage_tasks).await?;
+        let listen = |error| NodeError::Listen { address: config.listen, error };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let advertised = config.advertised.clone().unwrap_or_else(|| address.to_string());
+        let keys = Keys::new(&config.store.cluster);
+        let mine = BookieRecord {
+            incarnation: bookie.incarnation(),
+            boot: bookie.boot(),
+            address: advertised.clone(),
+            labels: config.labels.clone(),
+            state: NodeState::ReadWrite,
+            capacity_bytes: config.capacity_bytes,
+        };
+        let mine =
+            registration::Mine { data_loss: *bookie.health().borrow() == Health::DataLoss, record: mine };
+        let live = LiveRecord {
+            incarnation: bookie.incarnation(),
+            address: advertised,
+            process: Rng::from_system().next_u64(),
+        };
+        registration::wait_for_name(&*parts.metadata, &keys, bookie.id(), &live, config.lease_ttl).await?;
+        let state = registration::register(&*parts.metadata, &keys, bookie.id(), &mine).await?;
+        if state == NodeState::DataLoss {
+            bookie.declare_data_loss();
+        }
+        let service =
+            Service::new(bookie.clone(), &config.store.cluster, config.service, service_tasks.clone());
+        let (tell, ended) = watch::channel(None);
+        service_tasks.spawn("bookie-service", OnFailure::StopProcess, async move {
+            let why = service.serve(listener).await.err().map(|error| error.to_string());
+            tell.send_replace(Some(why.unwrap_or_else(|| "stopped".to_owned())));
+        });
+        let key = keys.live_bookie(bookie.id());
+        let liveness =
+            liveness::Liveness::start(parts.metadata, key, live.encode(), config.lease_ttl, &storage_tasks);
+        Ok(Self { bookie, address, state, liveness, service_tasks, storage_tasks, ended })
+    }
+
+    /// Its store.
+    #[must_use]
+    pub fn bookie(&self) -> &Bookie {
+        &self.bookie
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The state it registered with.
+    #[must_use]
+    pub fn state(&self) -> NodeState {
+        self.state
+    }
+
+    /// Waits until the node can go on no longer.
+    pub async fn failure(&self) -> NodeError {
+        let (mut health, mut ended) = (self.bookie.health(), self.ended.clone());
+        tokio::select! {
+            _ = health.wait_for(|health| *health == Health::Failed) => NodeError::Failed,
+            ended = ended.wait_for(Option::is_some) => {
+                NodeError::Service(ended.ok().and_then(|why| why.clone()).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Stops in order; each phase has a deadline, and what is late is named.
+    pub async fn stop(self) {
+        self.liveness.end(DRAIN).await;
+        self.service_tasks.stop();
+        for late in self.service_tasks.join(DRAIN).await {
+            tracing::warn!(task = %late, "still running at the deadline");
+        }
+        self.storage_tasks.stop();
+        for late in self.storage_tasks.join(STOP).await {
+            tracing::warn!(task = %late, "still running at the deadline");
+        }
+    }
+}
+
+/// A node that is dropped ends at once, as if killed: what is open is not waited for.
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.service_tasks.stop();
+        self.storage_tasks.stop();
+    }
+}
+
+/// Opens the store on a thread: it blocks on the disk until the journal is replayed.
+async fn open(config: &crate::Config, parts: &Parts, tasks: &TaskGroup) -> Result<Bookie, NodeError> {
+    let (tell, told) = oneshot::channel();
+    let (config, disk, clock) = (config.clone(), parts.disk.clone(), parts.clock.clone());
+    let group = tasks.clone();
+    tasks.thread("bookie-open", OnFailure::StopProcess, move || {
+        // Nobody waits any more when the start was given up; the store then closes with its group.
+        let _gone = tell.send(Bookie::open(config, disk, clock, &group));
+    });
+    Ok(told.await.map_err(|_| NodeError::Stopped)??)
+}

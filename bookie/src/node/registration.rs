@@ -1,0 +1,193 @@
+//! The record `b/{id}`: a store's start against what the cluster knows of it.
+//!
+//! | the record says | the store says | what follows |
+//! |---|---|---|
+//! | nothing | sound | a fresh record, read-write |
+//! | same incarnation, fewer or as many starts | sound | starts, address and labels are updated; the state stays: a drain outlives a restart |
+//! | same incarnation, more starts | | the volume went back in time: DataLoss, whatever the disk says |
+//! | same incarnation, DataLoss | | DataLoss stays: only a controller's proof lifts it, with a new incarnation |
+//! | same incarnation, Gone or Lost | | the start is refused: ledgers no longer count on this store |
+//! | another incarnation | sound | another store under the same name: ledgers that count on the old one know that by its incarnation |
+//! | | damaged | DataLoss |
+//!
+//! [`decide`] is pure; the shell writes over the revision it read. A store's starts are counted on its disk before it gets here, so
+//! equal counts are the same start, asked twice because an answer was lost.
+
+use super::NodeError;
+use geminga_bookie_client::registry::record::{BookieRecord, LiveRecord, NodeState};
+use geminga_common::ids::BookieId;
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Txn, TxnOutcome};
+use geminga_common::retry::Backoff;
+use geminga_common::rng::Rng;
+use std::time::Duration;
+
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5), attempts_max: None };
+
+/// What a store says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Mine {
+    pub(super) record: BookieRecord,
+    pub(super) data_loss: bool,
+}
+
+/// The record to be written; `None` when the cluster has given this store up.
+pub(super) fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Option<BookieRecord> {
+    let same = known.filter(|known| known.incarnation == mine.record.incarnation);
+    let state = match same {
+        Some(known) if matches!(known.state, NodeState::Gone | NodeState::Lost) => return None,
+        Some(known) if known.boot > mine.record.boot => NodeState::DataLoss,
+        Some(known) if known.state == NodeState::Provisioning => NodeState::ReadWrite,
+        Some(known) => known.state,
+        None => NodeState::ReadWrite,
+    };
+    let state = if mine.data_loss { NodeState::DataLoss } else { state };
+    let boot = same.map_or(0, |known| known.boot).max(mine.record.boot);
+    Some(BookieRecord { state, boot, ..mine.record.clone() })
+}
+
+/// Writes the record, for as long as it takes; answers the state.
+pub(super) async fn register(
+    meta: &dyn MetadataStore,
+    keys: &Keys,
+    id: &BookieId,
+    mine: &Mine,
+) -> Result<NodeState, NodeError> {
+    patiently(async || attempt(meta, keys, id, mine).await).await
+}
+
+async fn attempt(
+    meta: &dyn MetadataStore,
+    keys: &Keys,
+    id: &BookieId,
+    mine: &Mine,
+) -> Result<Option<NodeState>, NodeError> {
+    let key = keys.bookie(id);
+    let stored = meta.get(&key).await?;
+    let known = stored.as_ref().map(|stored| BookieRecord::decode(&stored.value)).transpose();
+    let known = known.map_err(|error| {
+        tracing::error!(bookie = %id, %error, "bookie record cannot be read");
+        NodeError::Record(id.to_string())
+    })?;
+    let record = decide(known.as_ref(), mine).ok_or_else(|| NodeError::Retired(id.to_string()))?;
+    if record.state == NodeState::DataLoss {
+        tracing::error!(
+            bookie = %id,
+            starts = mine.record.boot,
+            starts_known = known.as_ref().map(|known| known.boot),
+            "the store has lost data: it serves what it has, proves no absence and takes nothing"
+        );
+    }
+    let compare = match &stored {
+        Some(stored) => Compare::ModRevision(key.clone(), stored.mod_revision),
+        None => Compare::Absent(key.clone()),
+    };
+    let txn = Txn { compares: vec![compare], ops: vec![Op::put(key, record.encode())] };
+    match meta.txn(txn).await? {
+        TxnOutcome::Committed(_) => Ok(Some(record.state)),
+        // Somebody changed it meanwhile: look again.
+        TxnOutcome::CompareFailed => Ok(None),
+    }
+}
+
+/// Waits until no other store lives under this name. A predecessor with the same store is no other: the store's lock says that it is
+/// dead.
+pub(super) async fn wait_for_name(
+    meta: &dyn MetadataStore,
+    keys: &Keys,
+    id: &BookieId,
+    mine: &LiveRecord,
+    ttl: Duration,
+) -> Result<(), NodeError> {
+    let until = tokio::time::Instant::now() + ttl * 2;
+    patiently(async || {
+        let stored = meta.get(&keys.live_bookie(id)).await?;
+        let other = stored.and_then(|stored| LiveRecord::decode(&stored.value).ok());
+        match other.filter(|other| other.incarnation != mine.incarnation) {
+            None => Ok(Some(())),
+            Some(_) if tokio::time::Instant::now() >= until => Err(NodeError::NameTaken(id.to_string())),
+            Some(_) => Ok(None),
+        }
+    })
+    .await
+}
+
+/// Asks again while metadata is away, or there is no answer yet.
+async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, NodeError>) -> Result<T, NodeError> {
+    let (mut rng, mut failures) = (Rng::from_system(), 0);
+    loop {
+        match ask().await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(NodeError::Metadata(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_)))) => {
+                tracing::warn!(%error, "cannot register yet, trying again");
+                failures += 1;
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(BACKOFF.delay(failures, &mut rng)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use geminga_bookie_client::registry::record::Labels;
+    use geminga_common::ids::Incarnation;
+
+    fn record(incarnation: u64, boot: u64, state: NodeState) -> BookieRecord {
+        BookieRecord {
+            incarnation: Incarnation(incarnation),
+            boot,
+            address: "h:1".into(),
+            labels: Labels::default(),
+            state,
+            capacity_bytes: 0,
+        }
+    }
+
+    fn mine(incarnation: u64, boot: u64) -> Mine {
+        Mine { record: record(incarnation, boot, NodeState::ReadWrite), data_loss: false }
+    }
+
+    fn after(known: Option<(u64, u64, NodeState)>, mine: &Mine) -> Option<(u64, u64, NodeState)> {
+        let known = known.map(|(incarnation, boot, state)| record(incarnation, boot, state));
+        decide(known.as_ref(), mine).map(|r| (r.incarnation.0, r.boot, r.state))
+    }
+
+    #[test]
+    fn a_start_is_compared_with_what_the_cluster_knows() {
+        use NodeState::*;
+        assert_eq!(after(None, &mine(1, 1)), Some((1, 1, ReadWrite)));
+        assert_eq!(after(Some((1, 1, ReadWrite)), &mine(1, 2)), Some((1, 2, ReadWrite)));
+        assert_eq!(after(Some((1, 2, ReadWrite)), &mine(1, 2)), Some((1, 2, ReadWrite)), "asked twice");
+        for state in [ReadOnly, Draining] {
+            assert_eq!(after(Some((1, 1, state)), &mine(1, 2)), Some((1, 2, state)), "outlives a restart");
+        }
+    }
+
+    #[test]
+    fn a_volume_that_went_back_in_time_is_data_loss_and_stays_it() {
+        use NodeState::*;
+        assert_eq!(after(Some((1, 9, ReadWrite)), &mine(1, 7)), Some((1, 9, DataLoss)));
+        assert_eq!(
+            after(Some((1, 9, DataLoss)), &mine(1, 10)),
+            Some((1, 10, DataLoss)),
+            "counting up is no proof"
+        );
+        let damaged = Mine { data_loss: true, ..mine(1, 8) };
+        assert_eq!(after(Some((1, 7, Draining)), &damaged), Some((1, 8, DataLoss)));
+    }
+
+    #[test]
+    fn another_store_starts_afresh_and_one_given_up_does_not_come_back() {
+        use NodeState::*;
+        for state in [ReadWrite, DataLoss, Gone, Lost] {
+            assert_eq!(after(Some((1, 9, state)), &mine(2, 1)), Some((2, 1, ReadWrite)));
+        }
+        for state in [Gone, Lost] {
+            assert_eq!(after(Some((1, 9, state)), &mine(1, 10)), None);
+        }
+    }
+}

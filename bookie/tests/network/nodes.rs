@@ -1,0 +1,107 @@
+//! Nodes: registration, liveness, identity, and who is not let in.
+
+use crate::support::{CLUSTER, id};
+use geminga_bookie::node::{Config, Node, NodeError, Parts};
+use geminga_bookie_client::registry::Registry;
+use geminga_bookie_client::registry::record::{BookieRecord, NodeState};
+use geminga_bookie_client::rpc::{Doubt, Read, ReadAnswer, ReadClass};
+use geminga_common::clock::SystemClock;
+use geminga_common::disk::RealDisk;
+use geminga_common::error::{Code, Coded};
+use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::memory::MemoryStore;
+use geminga_common::metadata::{MetadataStore, Op, Txn};
+use geminga_common::tasks::TaskGroup;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) fn metadata() -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::new(SystemClock::shared()))
+}
+
+pub(crate) fn parts(metadata: &Arc<MemoryStore>) -> Parts {
+    Parts { metadata: metadata.clone(), disk: RealDisk::shared(), clock: SystemClock::shared() }
+}
+
+pub(crate) fn config(name: &str, dir: &Path) -> Config {
+    let mut store = geminga_bookie::Config::new(id(name), dir.join(name), CLUSTER);
+    store.write_cache = 8 << 20;
+    let mut config = Config::new(store);
+    config.labels.zone = format!("zone-{name}");
+    config.lease_ttl = Duration::from_millis(300);
+    config
+}
+
+async fn record(metadata: &MemoryStore, name: &str) -> BookieRecord {
+    let stored = metadata.get(&Keys::new(CLUSTER).bookie(&id(name))).await.unwrap().unwrap();
+    BookieRecord::decode(&stored.value).unwrap()
+}
+
+async fn change(metadata: &MemoryStore, name: &str, change: impl FnOnce(&mut BookieRecord)) {
+    let mut record = record(metadata, name).await;
+    change(&mut record);
+    let op = Op::put(Keys::new(CLUSTER).bookie(&id(name)), record.encode());
+    metadata.txn(Txn { compares: vec![], ops: vec![op] }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_registers_lives_and_leaves() {
+    let (dir, metadata, tasks) = (tempfile::tempdir().unwrap(), metadata(), TaskGroup::new());
+    let registry = Registry::start(metadata.clone(), Keys::new(CLUSTER), &tasks).await.unwrap();
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    let address = node.address().to_string();
+    let view = registry.until(|v| v.bookies.get(&id("b1")).is_some_and(|b| b.live.is_some())).await.unwrap();
+    assert_eq!(view.address(&id("b1")), Some(address));
+    let first = record(&metadata, "b1").await;
+    assert_eq!((first.boot, first.state), (1, NodeState::ReadWrite));
+    assert_eq!(first.incarnation, node.bookie().incarnation());
+    assert_eq!(first.labels.zone, "zone-b1");
+    // Far longer than its lease.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    metadata.tick();
+    assert!(registry.view().bookies[&id("b1")].live.is_some(), "it is renewed");
+    node.stop().await;
+    registry.until(|view| view.bookies[&id("b1")].live.is_none()).await.unwrap();
+    change(&metadata, "b1", |record| record.state = NodeState::Draining).await;
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    let again = record(&metadata, "b1").await;
+    assert_eq!((again.boot, again.state), (2, NodeState::Draining), "a drain outlives a restart");
+    assert_eq!(again.incarnation, first.incarnation);
+    node.stop().await;
+    tasks.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_went_back_in_time_proves_no_absence() {
+    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap().stop().await;
+    change(&metadata, "b1", |record| record.boot = 9).await;
+    let (ledger, first) = (LedgerId(1), EntryId(0));
+    let read = Read { ledger, first, last: first, bytes_max: 1, class: ReadClass::Tail };
+    for boot in [9, 9] {
+        let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+        assert_eq!(node.state(), NodeState::DataLoss);
+        assert_eq!(node.bookie().read(read).await, ReadAnswer::Unknown(Doubt::DataLoss));
+        assert_eq!(record(&metadata, "b1").await.state, NodeState::DataLoss);
+        assert_eq!(record(&metadata, "b1").await.boot, boot);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_lives_and_a_store_given_up_are_refused() {
+    let (dir, other, metadata) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), metadata());
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    let taken = Node::start(config("b1", other.path()), parts(&metadata)).await.err().unwrap();
+    assert_eq!(taken.code(), Code::BOOKIE_NAME_TAKEN, "{taken}");
+    drop(node);
+    // The dead one's lease runs out; then the name is free for another store.
+    let node = Node::start(config("b1", other.path()), parts(&metadata)).await.unwrap();
+    assert_eq!(record(&metadata, "b1").await.incarnation, node.bookie().incarnation());
+    node.stop().await;
+    change(&metadata, "b1", |record| record.state = NodeState::Lost).await;
+    let retired = Node::start(config("b1", other.path()), parts(&metadata)).await.err().unwrap();
+    assert!(matches!(retired, NodeError::Retired(_)), "{retired}");
+}
