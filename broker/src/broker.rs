@@ -167,7 +167,13 @@ impl Broker {
             metadata: deps.metadata,
             ledgers: deps.ledgers,
         });
-        broker.tasks.spawn("lost bundles", OnFailure::StopProcess, broker.clone().unload_lost(lost));
+        let (unload, stop) = (broker.clone().unload_lost(lost), broker.tasks.token());
+        broker.tasks.spawn("lost bundles", OnFailure::StopProcess, async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = unload => {}
+            }
+        });
         Ok(broker)
     }
 

@@ -91,7 +91,7 @@ async fn open_topics(
     loop {
         let page = store.list(&range.prefix, Some(&after), PAGE).await?;
         let inside = page.iter().take_while(|record| range.contains(record));
-        open.extend(inside.clone().filter_map(|record| open_topic(keys, record)));
+        open.extend(inside.filter_map(|record| open_topic(keys, record)));
         match page.last() {
             Some(last) if page.len() == PAGE && range.contains(last) => after.clone_from(&last.key),
             _ => return Ok(open),

@@ -126,7 +126,7 @@ fn races_losses_and_lapses_leave_one_owner_with_rising_epochs() {
         assert!(w.epochs.windows(2).all(|pair| pair[0] < pair[1]), "seed {seed}: {:?}", w.epochs);
         takings += w.epochs.len();
     }
-    assert!(takings > 10_000, "only {takings} takings: the world is too hostile to show anything");
+    assert!(takings > 5_000, "only {takings} takings: the world is too hostile to show anything");
 }
 
 #[test]

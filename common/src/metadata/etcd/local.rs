@@ -54,6 +54,7 @@ pub struct LocalEtcd {
     binary: PathBuf,
     dir: PathBuf,
     ports: (u16, u16),
+    tls: bool,
     child: Option<Child>,
 }
 
@@ -69,11 +70,24 @@ impl LocalEtcd {
     /// When it does not come up.
     #[must_use]
     pub fn start(binary: &Path) -> Self {
+        Self::begin(binary, false)
+    }
+
+    /// The same, whose clients speak TLS with a certificate that etcd has made and signed for itself.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_with_tls(binary: &Path) -> Self {
+        Self::begin(binary, true)
+    }
+
+    fn begin(binary: &Path, tls: bool) -> Self {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let ports = (free_port(), free_port());
         let dir = parent.join(format!("geminga-etcd-{}-{}", std::process::id(), ports.0));
-        let mut etcd = Self { binary: binary.to_owned(), dir, ports, child: None };
+        let mut etcd = Self { binary: binary.to_owned(), dir, ports, tls, child: None };
         etcd.resume();
         etcd
     }
@@ -81,7 +95,16 @@ impl LocalEtcd {
     /// Its client URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.0)
+        format!("{}://127.0.0.1:{}", if self.tls { "https" } else { "http" }, self.ports.0)
+    }
+
+    /// Its certificate, PEM.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn certificate(&self) -> Vec<u8> {
+        std::fs::read(self.dir.join("fixtures/client/cert.pem")).expect("etcd has written it")
     }
 
     /// Sends a signal, such as `-STOP`.
@@ -114,6 +137,7 @@ impl LocalEtcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
+            .args(self.tls.then_some("--auto-tls"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -246,3 +246,22 @@ async fn nobody_there_is_said_with_the_address() {
     let error = EtcdStore::connect(config, &TaskGroup::new()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Config(_)), "{error}");
 }
+
+#[tokio::test]
+async fn tls_is_spoken_with_whom_the_authority_vouches_for_and_nobody_else() {
+    let Some(binary) = find("TLS to etcd", None) else { return };
+    let (etcd, other) = (LocalEtcd::start_with_tls(&binary), LocalEtcd::start_with_tls(&binary));
+    let tasks = TaskGroup::new();
+    let trusting = |ca: Vec<u8>| Config {
+        tls: Some(Tls { ca, identity: None }),
+        start_timeout: Duration::from_secs(2),
+        ..Config::plain(vec![etcd.url()])
+    };
+    let store = EtcdStore::connect(trusting(etcd.certificate()), &tasks).await.unwrap();
+    store.txn(Txn { compares: vec![], ops: vec![Op::put("k", "over TLS")] }).await.unwrap();
+    assert_eq!(store.get("k").await.unwrap().unwrap().value, "over TLS");
+    let refused = EtcdStore::connect(trusting(other.certificate()), &tasks).await;
+    assert!(matches!(refused, Err(ConnectError::NoAnswer { .. })), "{refused:?}");
+    let without = EtcdStore::connect(Config::plain(vec![etcd.url()]), &tasks).await;
+    assert!(matches!(without, Err(ConnectError::Config(_))), "{without:?}");
+}
