@@ -46,14 +46,7 @@ pub mod pulsar {
 }
 
 /// What brokers and bookies say to each other, generated from `geminga/v1/bookie.proto` at build time.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    clippy::disallowed_methods,
-    rustdoc::all
-)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod bookie {
     include!(concat!(env!("OUT_DIR"), "/geminga.bookie.v1.rs"));
 }

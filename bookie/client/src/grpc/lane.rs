@@ -148,7 +148,12 @@ impl<T: Traffic> Lane<T> {
                         self.up(&credit);
                         self.serve(&mut answers).await
                     }
-                    Err(why) => why,
+                    Err(why) => {
+                        if failures == 0 {
+                            tracing::warn!(bookie = %endpoint.id, lane = T::NAME, %why, "bookie cannot be reached");
+                        }
+                        why
+                    }
                 };
                 tracing::debug!(bookie = %endpoint.id, lane = T::NAME, %why, "stream to bookie ended");
                 self.rest("bookie cannot be reached");

@@ -58,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskGroup,
     rng: Mutex<Rng>,
     ids: IdBlocks,
-    hedge: super::hedge::Hedge,
+    pub(crate) hedge: super::hedge::Hedge,
 }
 
 impl Inner {

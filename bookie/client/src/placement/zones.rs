@@ -128,7 +128,8 @@ impl ZonePlacement {
         let stands: BTreeSet<&str> = ensemble.iter().map(|labels| labels.zone.as_str()).collect();
         let need = zones.len().min(self.write_quorum);
         let short = ensemble.len() < wanted || stands.len() < need;
-        let now = short.then(|| Degraded { bookies: (wanted, ensemble.len()), zones: (need, stands.len()) });
+        let now =
+            short.then_some(Degraded { bookies: (wanted, ensemble.len()), zones: (need, stands.len()) });
         self.degraded.send_if_modified(|before| {
             let changed = *before != now;
             if let (true, Some(degraded)) = (changed, &now) {
