@@ -145,7 +145,7 @@ impl<'v> Fields<'v> {
 
 /// Stored form of the epoch counter.
 #[must_use]
-pub fn encode_epoch(epoch: OwnerEpoch) -> Bytes {
+pub(super) fn encode_epoch(epoch: OwnerEpoch) -> Bytes {
     let mut out = BytesMut::with_capacity(9);
     out.put_u8(VERSION);
     out.put_u64(epoch.0);
@@ -156,7 +156,7 @@ pub fn encode_epoch(epoch: OwnerEpoch) -> Bytes {
 ///
 /// # Errors
 /// Anything but what [`encode_epoch`] writes.
-pub fn decode_epoch(value: &[u8]) -> Result<OwnerEpoch, Unreadable> {
+pub(super) fn decode_epoch(value: &[u8]) -> Result<OwnerEpoch, Unreadable> {
     match value.split_first() {
         Some((&VERSION, epoch)) => {
             epoch.try_into().map(|bytes| OwnerEpoch(u64::from_be_bytes(bytes))).map_err(|_| Unreadable)
