@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::cursor::{self, CursorLog};
 use crate::managed_ledger::{self as ml, CacheBudget, ManagedLedger};
+use crate::namespace::ownership::{self, GatedStore, Grant, Member, Ownership};
 use crate::namespace::{
     BacklogQuotaType, DomainMode, NamespaceError, Namespaces, PublishRate, QuotaPolicy, ResolveError,
     SchemaCompatibility,
@@ -22,9 +23,10 @@ use geminga_bookie_client::ledgers::Ledgers;
 use geminga_common::budget::Budget;
 use geminga_common::clock::Clock;
 use geminga_common::ids::OwnerEpoch;
-use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
-use geminga_common::names::{Bundle, Bundles, NamespaceName, TopicName};
+use geminga_common::metadata::session::{Session, Standing};
+use geminga_common::metadata::{Compare, MetadataStore};
+use geminga_common::names::{Bundle, NamespaceName, TopicName};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::{OnFailure, TaskGroup};
 use parking_lot::Mutex;
@@ -60,14 +62,57 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// Cluster metadata.
     pub metadata: Arc<dyn MetadataStore>,
-    /// The ledger protocol.
+    /// Where that is, for REST to show.
+    pub metadata_url: String,
+    /// The process's lease there. The broker ends it when it has drained.
+    pub session: Session,
+    /// The ledger protocol, over a [`GatedStore`].
     pub ledgers: Arc<dyn Ledgers>,
     /// Where its tasks run.
     pub tasks: TaskGroup,
     /// Names of the bookies, for REST.
     pub bookies: Vec<String>,
-    /// Unique for each start of a broker in the cluster, for generated producer names.
+    /// Unique for each start of a broker in the cluster: its process id, and part of generated producer names.
     pub boot: u64,
+    /// Where clients reach it.
+    pub addresses: Addresses,
+    /// Whether other brokers may share the metadata, so that their orphans are to be looked for.
+    pub in_cluster: bool,
+}
+
+#[cfg(any(test, feature = "test-util"))]
+impl Deps {
+    /// What a broker that is alone in its cluster is made of, with a lease that outlives any test.
+    ///
+    /// # Panics
+    /// The store refuses the lease.
+    pub async fn alone(
+        metadata: Arc<dyn MetadataStore>,
+        ledgers: Arc<dyn Ledgers>,
+        tasks: &TaskGroup,
+        address: &str,
+    ) -> Self {
+        let clock = geminga_common::clock::SystemClock::shared();
+        let ttl = Duration::from_secs(24 * 3600);
+        let settings = geminga_common::metadata::session::Settings { ttl, keys: Vec::new() };
+        let session = Session::start(metadata.clone(), clock.clone(), settings, tasks).await;
+        Self {
+            clock,
+            metadata,
+            metadata_url: "memory:".to_owned(),
+            session: session.expect("the store grants a lease"),
+            ledgers,
+            tasks: tasks.clone(),
+            bookies: Vec::new(),
+            boot: 1,
+            addresses: Addresses {
+                pulsar: format!("pulsar://{address}"),
+                http: format!("http://{address}"),
+                loopback: true,
+            },
+            in_cluster: false,
+        }
+    }
 }
 
 /// A broker.
@@ -80,17 +125,23 @@ pub struct Broker {
     pub(crate) publish_budget: Budget,
     /// Cancelled when topics are to unload.
     pub(crate) draining: CancellationToken,
-    metadata: Arc<dyn MetadataStore>,
+    pub(crate) ownership: Ownership,
+    pub(crate) metadata: Arc<dyn MetadataStore>,
+    pub(crate) keys: Arc<Keys>,
+    /// The store of topics and cursor logs: it changes nothing while the session is in doubt.
+    gated: Arc<dyn MetadataStore>,
+    metadata_url: String,
+    session: Session,
     ledgers: Arc<dyn Ledgers>,
-    keys: Arc<Keys>,
     cache: Arc<CacheBudget>,
     topic_ids: Arc<ml::TopicIds>,
     topics: Mutex<HashMap<TopicName, Slot>>,
-    cursor_logs: tokio::sync::Mutex<HashMap<Bundle, CursorLog>>,
-    addresses: std::sync::OnceLock<Addresses>,
+    pub(crate) cursor_logs: tokio::sync::Mutex<HashMap<Bundle, (u64, CursorLog)>>,
+    addresses: Addresses,
     next_id: AtomicU64,
     boot: u64,
     bookie_names: Vec<String>,
+    in_cluster: bool,
 }
 
 /// Where a broker is reached.
@@ -102,6 +153,15 @@ pub struct Addresses {
     pub http: String,
     /// Whether both are on the loopback.
     pub loopback: bool,
+}
+
+impl Addresses {
+    /// The broker as others know it: its name in the cluster is the address of its Pulsar port.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        let id = self.pulsar.trim_start_matches("pulsar://").to_owned();
+        Member { id, pulsar_url: self.pulsar.clone(), http_url: self.http.clone() }
+    }
 }
 
 /// Limits that policies put on a topic; `None` is unbounded.
@@ -123,16 +183,33 @@ impl Broker {
         let defaults = crate::namespace::Defaults::of_cluster(&config.cluster);
         let namespaces = Namespaces::start(deps.metadata.clone(), defaults, &deps.tasks).await?;
         namespaces.bootstrap().await?;
-        Ok(Arc::new(Self {
+        let keys = Arc::new(Keys::new(&config.cluster));
+        let (ownership, lost) = Ownership::start(
+            ownership::Deps {
+                metadata: deps.metadata.clone(),
+                keys: keys.clone(),
+                member: deps.addresses.member(),
+                process: deps.boot,
+                session: deps.session.clone(),
+                rng: Rng::from_system(),
+            },
+            &deps.tasks,
+        );
+        let broker = Arc::new(Self {
+            ownership,
+            gated: Arc::new(GatedStore::new(deps.metadata.clone(), deps.session.clone())),
+            metadata_url: deps.metadata_url,
+            session: deps.session,
             schemas: SchemaRegistry::new(deps.metadata.clone(), &config.cluster),
-            keys: Arc::new(Keys::new(&config.cluster)),
+            keys,
             publish_budget: Budget::new(config.publish_budget.0),
             cache: CacheBudget::new(config.cache.0 as usize),
             topic_ids: Arc::default(),
             draining: CancellationToken::new(),
             topics: Mutex::default(),
             cursor_logs: tokio::sync::Mutex::default(),
-            addresses: std::sync::OnceLock::new(),
+            addresses: deps.addresses,
+            in_cluster: deps.in_cluster,
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
@@ -142,17 +219,19 @@ impl Broker {
             tasks: deps.tasks,
             metadata: deps.metadata,
             ledgers: deps.ledgers,
-        }))
+        });
+        let (unload, stop) = (broker.clone().unload_lost(lost), broker.tasks.token());
+        broker.tasks.spawn("lost bundles", OnFailure::StopProcess, async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = unload => {}
+            }
+        });
+        Ok(broker)
     }
 
     /// Serves clients and REST on bound listeners.
-    pub fn serve(
-        self: &Arc<Self>,
-        pulsar: tokio::net::TcpListener,
-        http: tokio::net::TcpListener,
-        addresses: Addresses,
-    ) {
-        let _first_call_counts = self.addresses.set(addresses);
+    pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, sweep(self.clone()));
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         let accept = crate::service::accept(self.clone(), pulsar);
@@ -163,7 +242,7 @@ impl Broker {
             broker: Arc::new(crate::admin::Admin(self.clone())),
             clock: self.clock.clone(),
             version: SERVER_VERSION.into(),
-            metadata_url: "redb:metadata.redb".into(),
+            metadata_url: self.metadata_url.as_str().into(),
         };
         let stop = self.tasks.token();
         self.tasks.spawn("http listener", OnFailure::StopProcess, async move {
@@ -171,9 +250,17 @@ impl Broker {
                 tracing::error!(%error, "REST takes no more requests");
             }
         });
+        let (broker, stop) = (self.clone(), self.draining.clone());
+        self.tasks.spawn("orphans", OnFailure::Log, async move {
+            let again = broker.in_cluster;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = broker.adopt_orphans(again) => {}
+            }
+        });
     }
 
-    /// Unloads every topic; answers when all are gone.
+    /// Unloads every topic, then ends the session, so that others may serve them at once.
     pub async fn drain(&self) {
         self.draining.cancel();
         let handles: Vec<TopicHandle> = self.loaded();
@@ -181,6 +268,8 @@ impl Broker {
             // Gone already is as good.
             let _gone = handle.ask(Message::Unload).await;
         }
+        self.cursor_logs.lock().await.clear();
+        self.session.end().await;
     }
 
     /// Every loaded topic.
@@ -207,22 +296,28 @@ impl Broker {
 
     /// Where clients reach it.
     pub(crate) fn service_url(&self) -> String {
-        self.addresses.get().map(|a| a.pulsar.clone()).unwrap_or_default()
+        self.addresses.pulsar.clone()
     }
 
     /// Where REST is.
     pub(crate) fn http_url(&self) -> String {
-        self.addresses.get().map(|a| a.http.clone()).unwrap_or_default()
+        self.addresses.http.clone()
     }
 
     /// Whether it listens on the loopback only.
     pub(crate) fn is_loopback(&self) -> bool {
-        self.addresses.get().is_some_and(|a| a.loopback)
+        self.addresses.loopback
     }
 
     /// Names of the bookies that entries are written to.
-    pub(crate) fn bookies(&self) -> Vec<String> {
-        self.bookie_names.clone()
+    pub(crate) async fn bookies(&self) -> Vec<String> {
+        let known = self.metadata.list(&self.keys.bookies_prefix(), None, 1000).await.unwrap_or_default();
+        let ids: Vec<String> = known
+            .iter()
+            .filter_map(|record| self.keys.bookie_of_key(&record.key))
+            .map(|id| id.to_string())
+            .collect();
+        if ids.is_empty() { self.bookie_names.clone() } else { ids }
     }
 
     /// The topic that the health check uses.
@@ -301,12 +396,13 @@ impl Broker {
             return Err(TopicError::NotAllowed(text.to_owned()));
         }
         self.namespaces.check_load(&name).map_err(|error| refusal(&name, error))?;
-        let cursors = self.cursor_log(&name).await?;
+        let grant = self.grant(&name).await?;
+        let cursors = self.cursor_log_under(&grant).await?;
         let (mailbox, inbox) = mailbox();
         let handle = TopicHandle::new(Arc::new(name.clone()), mailbox);
         let events = handle.clone();
         let events: ml::Events = Arc::new(move |event| events.put(Message::Ledger(event)));
-        let ledger = self.open_ledger(&name, create, events).await?;
+        let ledger = self.open_ledger(&name, &grant, create, events).await?;
         let stored = cursors
             .subscriptions(ledger.topic_id())
             .await
@@ -315,7 +411,9 @@ impl Broker {
         let worker = Worker::new(parts);
         {
             let mut topics = self.topics.lock();
-            if !matches!(topics.get(&name), Some(Slot::Loading(other, _)) if *other == id) {
+            let wanted = matches!(topics.get(&name), Some(Slot::Loading(other, _)) if *other == id);
+            // A bundle that was lost meanwhile was looked through before this topic was in the list.
+            if !wanted || !self.ownership.stands(&grant) {
                 return Err(TopicError::NotReady);
             }
             topics.insert(name.clone(), Slot::Ready(handle.clone()));
@@ -328,14 +426,22 @@ impl Broker {
 
     /// Opens a topic's ledgers, or creates the topic while everything that allows it still holds.
     async fn open_ledger(
-        &self,
+        self: &Arc<Self>,
         name: &TopicName,
+        grant: &Grant,
         create: bool,
         events: ml::Events,
     ) -> Result<ManagedLedger, TopicError> {
         let mut mode = ml::CreateMode::MustExist;
         for _ in 0..CREATION_ATTEMPTS {
-            match ManagedLedger::open(self.ledger_deps(), name.clone(), mode, events.clone()).await {
+            match ManagedLedger::open(
+                self.ledger_deps(grant.epoch, grant.guard.clone()),
+                name.clone(),
+                mode,
+                events.clone(),
+            )
+            .await
+            {
                 Ok(ledger) => return Ok(ledger),
                 Err(ml::OpenError::NotFound | ml::OpenError::CreationLost) if create => {
                     if name.partition_index().is_none() {
@@ -347,16 +453,21 @@ impl Broker {
                     mode = ml::CreateMode::CreateIfMissing(Default::default(), guard);
                 }
                 Err(ml::OpenError::NotFound) => return Err(TopicError::NotFound(name.clone())),
+                Err(ml::OpenError::NotOwner) => {
+                    self.doubt(name);
+                    return Err(TopicError::NotReady);
+                }
                 Err(other) => return Err(TopicError::Persistence(other.to_string())),
             }
         }
         Err(TopicError::Metadata("the topic's namespace keeps changing; try again".to_owned()))
     }
 
-    fn ledger_deps(&self) -> ml::Deps {
+    fn ledger_deps(&self, owner_epoch: OwnerEpoch, guard: Vec<Compare>) -> ml::Deps {
+        let session = self.session.clone();
         ml::Deps {
             ledgers: self.ledgers.clone(),
-            meta: self.metadata.clone(),
+            meta: self.gated.clone(),
             keys: self.keys.clone(),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
@@ -370,8 +481,9 @@ impl Broker {
                 pending_bytes_max: usize::MAX,
                 ..ml::Config::default()
             }),
-            owner_epoch: OwnerEpoch(1),
-            guard: Vec::new(),
+            owner_epoch,
+            guard,
+            may_change: Arc::new(move || session.standing() == Standing::Held),
         }
     }
 
@@ -383,42 +495,36 @@ impl Broker {
         }
     }
 
-    /// The cursor log of a topic's bundle.
-    pub(crate) async fn cursor_log(&self, name: &TopicName) -> Result<CursorLog, TopicError> {
-        let policies = self.policies(name)?;
-        let bounds = policies.bundles.bounds();
-        let bundles = bounds.and_then(|bounds| Bundles::from_bounds(bounds).ok());
-        let bundles = bundles.ok_or_else(|| {
-            TopicError::Metadata(format!("the bundles of {} are damaged", name.namespace()))
-        })?;
-        let bundle = bundles.bundle_of(name);
+    /// The cursor log of a bundle that this broker owns.
+    pub(crate) async fn cursor_log_under(&self, grant: &Grant) -> Result<CursorLog, TopicError> {
         let mut logs = self.cursor_logs.lock().await;
-        if let Some(log) = logs.get(&bundle).filter(|log| !log.has_failed()) {
+        let current = logs.get(&grant.bundle);
+        if let Some((_, log)) = current.filter(|(epoch, log)| *epoch == grant.epoch.0 && !log.has_failed()) {
             return Ok(log.clone());
         }
         let deps = cursor::Deps {
             ledgers: self.ledgers.clone(),
-            metadata: self.metadata.clone(),
+            metadata: self.gated.clone(),
             keys: (*self.keys).clone(),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
             rng: Arc::new(Mutex::new(Rng::from_system())),
-            guard: Vec::new(),
-            owner_epoch: OwnerEpoch(1),
+            guard: grant.guard.clone(),
+            owner_epoch: grant.epoch,
             tombstone: ml::record::encode_tombstone,
             config: cursor::Config {
                 ledger_bytes_max: self.config.cursor_ledger_size.0,
                 ..cursor::Config::default()
             },
         };
-        let log = CursorLog::open(deps, &bundle)
+        let log = CursorLog::open(deps, &grant.bundle)
             .await
             .map_err(|error| TopicError::Persistence(error.to_string()))?;
-        logs.insert(bundle, log.clone());
+        logs.insert(grant.bundle.clone(), (grant.epoch.0, log.clone()));
         Ok(log)
     }
 
-    fn policies(&self, name: &TopicName) -> Result<Arc<crate::namespace::Policies>, TopicError> {
+    pub(crate) fn policies(&self, name: &TopicName) -> Result<Arc<crate::namespace::Policies>, TopicError> {
         self.namespaces.policies(name.namespace()).ok_or_else(|| TopicError::NamespaceNotFound(name.clone()))
     }
 
@@ -573,7 +679,8 @@ impl Broker {
 
 /// Finishes deletions that were begun before this start.
 async fn sweep(broker: Arc<Broker>) {
-    let (deps, stop) = (broker.ledger_deps(), broker.tasks.token());
+    // A tombstone stands for itself, whoever owned the topic: deleting what it names needs no ownership.
+    let (deps, stop) = (broker.ledger_deps(OwnerEpoch(0), Vec::new()), broker.tasks.token());
     let mut wait = SWEEP_AFTER;
     loop {
         tokio::select! {

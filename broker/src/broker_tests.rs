@@ -37,14 +37,7 @@ impl Rig {
             rng: Rng::seeded(1),
             tasks: self.tasks.clone(),
         });
-        let deps = Deps {
-            clock: SystemClock::shared(),
-            metadata: self.store.clone(),
-            ledgers: Arc::new(ledgers),
-            tasks: self.tasks.clone(),
-            bookies: Vec::new(),
-            boot: 1,
-        };
+        let deps = Deps::alone(self.store.clone(), Arc::new(ledgers), &self.tasks, "127.0.0.1:1").await;
         Broker::start(config, deps).await.expect("an empty store")
     }
 }
@@ -70,8 +63,7 @@ async fn deletions_that_were_interrupted_are_finished_after_the_start() {
     let put = Txn { compares: Vec::new(), ops: vec![Op::put(key.clone(), value)] };
     rig.store.txn(put).await.expect("written");
     let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let addresses = Addresses { pulsar: String::new(), http: String::new(), loopback: true };
-    broker.serve(any().await, any().await, addresses);
+    broker.serve(any().await, any().await);
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if rig.store.get(&key).await.expect("readable").is_none() {

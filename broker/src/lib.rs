@@ -14,6 +14,7 @@
 
 mod admin;
 mod broker;
+mod bundles;
 mod config;
 pub mod cursor;
 pub mod dispatch;
@@ -26,3 +27,4 @@ mod topic;
 
 pub use broker::{Addresses, Broker, Deps};
 pub use config::{Config, OutOfRange};
+pub use namespace::ownership::{GatedStore, Member};

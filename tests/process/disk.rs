@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use geminga_proto::pulsar::command_subscribe::SubType;
 use geminga_tests::process::{Standalone, refused};
 use geminga_tests::wire::Wire;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 

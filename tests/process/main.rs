@@ -67,7 +67,7 @@ fn a_kill_keeps_the_messages() -> Result<()> {
 #[test]
 fn other_addresses_than_the_loopback_need_insecure() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    says(&refused(dir.path(), &["--bind", "0.0.0.0"])?, &["GM-1003", "--insecure"])
+    says(&refused(dir.path(), &["--bind", "0.0.0.0"])?, &["GM-6007", "--insecure"])
 }
 
 #[test]

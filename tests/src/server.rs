@@ -6,7 +6,7 @@ use geminga_bookie::{Bookie, InProcess};
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
-use geminga_broker::{Addresses, Broker, Config, Deps};
+use geminga_broker::{Broker, Config, Deps};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
 use geminga_common::ids::BookieId;
@@ -50,24 +50,12 @@ impl Server {
             rng: Rng::from_system(),
             tasks: tasks.clone(),
         });
-        let deps = Deps {
-            clock,
-            metadata,
-            ledgers: Arc::new(ledgers),
-            tasks: tasks.clone(),
-            bookies: vec!["bookie-0".to_owned()],
-            boot: 1,
-        };
-        let broker = Broker::start(config, deps).await?;
         let (pulsar, http) =
             (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
         let address = pulsar.local_addr()?.to_string();
-        let addresses = Addresses {
-            pulsar: format!("pulsar://{address}"),
-            http: format!("http://{}", http.local_addr()?),
-            loopback: true,
-        };
-        broker.serve(pulsar, http, addresses);
+        let deps = Deps::alone(metadata, Arc::new(ledgers), &tasks, &address).await;
+        let broker = Broker::start(config, deps).await?;
+        broker.serve(pulsar, http);
         Ok(Self { pulsar: address, broker, tasks })
     }
 

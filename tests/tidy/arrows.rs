@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 /// Package, then what it may import of ours.
 const MAY: &[(&str, &[&str])] = &[
     ("geminga-proto", &[]),
+    ("geminga-protoc", &[]),
     ("geminga-common", &["geminga-proto"]),
     ("geminga-bookie-client", &["geminga-common", "geminga-proto"]),
     ("geminga-bookie", &["geminga-common", "geminga-proto", "geminga-bookie-client"]),

@@ -9,6 +9,7 @@ mod figures;
 
 use crate::broker::Broker;
 use crate::managed_ledger::ReadEntry;
+use crate::namespace::ownership::{self, Member};
 use crate::rest::api::{
     Answer, ApiError, BacklogAnalysis, BrokerApi, Place, Served, StatsOptions, StoredEntry, Target,
 };
@@ -51,14 +52,7 @@ impl Admin {
     }
 
     fn served(&self) -> Served {
-        let http_url = self.0.http_url();
-        Served {
-            broker_id: http_url.trim_start_matches("http://").to_owned(),
-            broker_url: self.0.service_url(),
-            broker_url_tls: None,
-            http_url,
-            http_url_tls: None,
-        }
+        served_by(self.0.member())
     }
 
     async fn entry(&self, name: &TopicName, at: Position) -> Result<Option<ReadEntry>, ApiError> {
@@ -85,6 +79,17 @@ impl Admin {
     }
 }
 
+/// A broker as REST names it: by its HTTP address, as Pulsar does.
+fn served_by(member: &Member) -> Served {
+    Served {
+        broker_id: member.http_url.trim_start_matches("http://").to_owned(),
+        broker_url: member.pulsar_url.clone(),
+        broker_url_tls: None,
+        http_url: member.http_url.clone(),
+        http_url_tls: None,
+    }
+}
+
 fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: TopicError) -> ApiError {
     let text = error.to_string();
     match (error, subscription) {
@@ -95,6 +100,7 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
             ApiError::SubscriptionNotFound { topic: topic.clone(), subscription: subscription.clone() }
         }
         (TopicError::NotReady, _) => ApiError::Unavailable(text),
+        (TopicError::NotOwner(member), _) => ApiError::Elsewhere(member.http_url),
         (TopicError::Conflict(_), _) => ApiError::Exists(text),
         (TopicError::Precondition(_), _) => ApiError::Busy(text),
         (TopicError::NotAllowed(_), _) => ApiError::NotAllowed(text),
@@ -157,7 +163,12 @@ impl BrokerApi for Admin {
     }
 
     fn brokers(&self) -> Answer<'_, Vec<String>> {
-        async { Ok(vec![self.served().broker_id]) }.boxed()
+        async {
+            let live =
+                self.0.live_members().await.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+            Ok(live.iter().map(|member| served_by(member).broker_id).collect())
+        }
+        .boxed()
     }
 
     fn leader(&self) -> Answer<'_, Served> {
@@ -165,15 +176,19 @@ impl BrokerApi for Admin {
     }
 
     fn bookies(&self) -> Answer<'_, Vec<String>> {
-        async { Ok(self.0.bookies()) }.boxed()
+        async { Ok(self.0.bookies().await) }.boxed()
     }
 
     fn health(&self) -> Answer<'_, ()> {
         async move {
             // A topic of its own: opening it reads metadata, and its stats come from its task.
             let name = self.0.health_topic();
-            self.0.open(&name, true).await.map_err(|error| api_error(&name, None, error))?;
-            self.snapshot_of(&name).await.map(drop)
+            match self.0.open(&name, true).await {
+                Ok(_) => self.snapshot_of(&name).await.map(drop),
+                // Another broker serves it: that was read from metadata just now, which is what this broker can show.
+                Err(TopicError::NotOwner(_)) => Ok(()),
+                Err(error) => Err(api_error(&name, None, error)),
+            }
         }
         .boxed()
     }
@@ -184,7 +199,10 @@ impl BrokerApi for Admin {
                 return Err(ApiError::Unavailable(format!("the broker do not have {name} listener")));
             }
             self.0.check_namespace(topic).await.map_err(|error| api_error(topic, None, error))?;
-            Ok(self.served())
+            match self.0.place(topic).await.map_err(|error| api_error(topic, None, error))? {
+                ownership::Place::Mine(_) => Ok(self.served()),
+                ownership::Place::Other(member) => Ok(served_by(&member)),
+            }
         }
         .boxed()
     }

@@ -83,7 +83,7 @@ impl ManagedLedger {
         let waiting = self.changes.jobs.iter().any(|j| matches!(j, Job::Trim(..)));
         let under_way =
             self.changes.committing.as_ref().is_some_and(|c| matches!(c.job, Some(Job::Trim(..))));
-        if self.life != Life::Dead && !waiting && !under_way {
+        if self.life != Life::Dead && !waiting && !under_way && (self.deps.may_change)() {
             self.changes.jobs.push_back(Job::Trim(durable_floor, retention));
             self.drive();
         }
@@ -128,6 +128,10 @@ impl ManagedLedger {
         let refused = match job {
             _ if self.life == Life::Dead => Some(ChangeError::Dead),
             Job::Terminate(_) if self.state.terminated => Some(ChangeError::Terminated),
+            // A close is for going away: what it cannot write is recovered.
+            Job::Close(_) => None,
+            // Begun now it would stop the writer and then not be written.
+            _ if !(self.deps.may_change)() => Some(ChangeError::MetadataUnavailable),
             _ => None,
         };
         if let Some(error) = refused {
@@ -152,7 +156,8 @@ impl ManagedLedger {
     }
 
     pub(super) fn roll_is_held_off(&self) -> bool {
-        self.changes.hold_off.is_some_and(|until| self.deps.clock.mono() < until)
+        let held_off = self.changes.hold_off.is_some_and(|until| self.deps.clock.mono() < until);
+        held_off || !(self.deps.may_change)()
     }
 
     pub(super) fn may_send(&self) -> bool {

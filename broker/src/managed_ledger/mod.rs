@@ -77,6 +77,8 @@ pub struct Deps {
     pub owner_epoch: OwnerEpoch,
     /// Conditions that every transaction carries: the owner key still holds our value. Empty where nobody else can own.
     pub guard: Vec<Compare>,
+    /// Whether changes of the record may be begun now. While not, ledgers grow beyond their size instead of rolling.
+    pub may_change: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Queues an event for the owner's task. Called from any thread; must not block.

@@ -1,5 +1,7 @@
 //! Stories over real ledgers on bookies in memory, and scripts over the pure state.
 
+mod guard;
+
 use super::*;
 use futures::future::BoxFuture;
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
@@ -101,6 +103,7 @@ impl Rig {
             config: Arc::new(config),
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),
+            may_change: Arc::new(|| true),
         };
         Self { deps, meta, clock, bookies }
     }

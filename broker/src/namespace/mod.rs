@@ -8,6 +8,7 @@
 //! | `policies`, `parts` | the records in Pulsar's JSON shape |
 //! | `creation` | pure rules: may this name be loaded, may it be created, with how many partitions |
 //! | `listing` | pure: topics hash and pattern filter |
+//! | [`ownership`] | which broker serves which bundle: epochs, guards, lost leases, orphans |
 //! | `cache` | records in memory, kept fresh by watches and by own writes |
 //! | `codec`, `lenient` | stored form with its version; number forms that Pulsar's JSON reader accepts |
 //!
@@ -20,6 +21,7 @@ mod creation;
 mod error;
 pub mod lenient;
 mod listing;
+pub mod ownership;
 mod partitions;
 mod parts;
 mod policies;

@@ -45,6 +45,9 @@ pub enum ApiError {
     /// This release does not do that (501).
     #[error("{0}")]
     NotSupported(String),
+    /// Another broker serves it, whose HTTP service URL this is (307).
+    #[error("served by {0}")]
+    Elsewhere(String),
     /// Not now; ask again (503).
     #[error("{0}")]
     Unavailable(String),

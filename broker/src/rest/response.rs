@@ -19,6 +19,8 @@ pub struct RestError {
     pub status: StatusCode,
     /// Why, for people.
     pub reason: String,
+    /// HTTP service URL of the broker to ask instead; the path stays the same.
+    pub elsewhere: Option<String>,
     plain: bool,
 }
 
@@ -26,11 +28,11 @@ impl RestError {
     /// An error with the body `{"reason":…}`.
     #[must_use]
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), plain: false }
+        Self { status, reason: reason.into(), elsewhere: None, plain: false }
     }
 
     pub(super) fn bad_json(reason: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: reason.into(), plain: true }
+        Self { plain: true, ..Self::bad(reason) }
     }
 
     pub(super) fn bad(reason: impl Into<String>) -> Self {
@@ -138,10 +140,16 @@ impl From<ApiError> for RestError {
             ApiError::Busy(_) | ApiError::Precondition(_) => StatusCode::PRECONDITION_FAILED,
             ApiError::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
+            ApiError::Elsewhere(_) => StatusCode::TEMPORARY_REDIRECT,
             ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.to_string())
+        let reason = error.to_string();
+        let elsewhere = match error {
+            ApiError::Elsewhere(url) => Some(url),
+            _ => None,
+        };
+        Self { elsewhere, ..Self::new(status, reason) }
     }
 }
 

@@ -13,11 +13,19 @@ pub(super) fn router(rest: Rest) -> Router {
 }
 
 async fn handle(State(rest): State<Rest>, request: Request) -> Response<Body> {
+    let uri = request.uri().clone();
     let answer = match Req::read(request).await {
         Ok(req) => route(&rest, &req).await,
         Err(error) => Err(error),
     };
-    answer.unwrap_or_else(RestError::into_response)
+    answer.unwrap_or_else(|error| {
+        let location = error.elsewhere.as_ref().map(|url| format!("{url}{uri}"));
+        let mut response = error.into_response();
+        if let Some(location) = location.and_then(|text| HeaderValue::try_from(text).ok()) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response
+    })
 }
 
 async fn route(rest: &Rest, req: &Req) -> Answer {

@@ -3,6 +3,7 @@
 use super::connection::Connection;
 use super::respond;
 use super::wire_error::lookup_error;
+use crate::namespace::ownership::Place;
 use crate::namespace::{DomainMode, NamespaceError, Pattern, filter_topics, topics_hash};
 use crate::topic::TopicError;
 
@@ -47,12 +48,15 @@ pub(super) fn partitions(c: &Connection, command: wire::CommandPartitionedTopicM
     });
 }
 
-/// LOOKUP: this broker serves every topic of its cluster.
+/// LOOKUP: the broker that owns the topic's bundle, which is this one if nobody does.
 pub(super) fn lookup(c: &Connection, command: wire::CommandLookupTopic) {
     let (broker, peer) = (c.broker.clone(), c.peer.clone());
     c.broker.tasks.spawn("lookup", OnFailure::Log, async move {
         let checked = match parse(&command.topic) {
-            Ok(name) => broker.check_namespace(&name).await,
+            Ok(name) => match broker.check_namespace(&name).await {
+                Ok(()) => broker.place(&name).await,
+                Err(refused) => Err(refused),
+            },
             Err(refused) => Err(refused),
         };
         let listener = command.advertised_listener_name.as_deref().filter(|name| !name.is_empty());
@@ -61,14 +65,17 @@ pub(super) fn lookup(c: &Connection, command: wire::CommandLookupTopic) {
                 lookup_failed(&peer, command.request_id, lookup_error(&refused), refused.to_string());
             }
             // C++ clients recognise this wording as "no such listener".
-            (Ok(()), Some(name)) => lookup_failed(
+            (Ok(_), Some(name)) => lookup_failed(
                 &peer,
                 command.request_id,
                 ServerError::ServiceNotReady,
                 format!("the broker do not have {name} listener"),
             ),
-            (Ok(()), None) => {
-                let url = broker.service_url();
+            (Ok(place), None) => {
+                let (url, here) = match place {
+                    Place::Mine(_) => (broker.service_url(), true),
+                    Place::Other(member) => (member.pulsar_url, false),
+                };
                 respond::command(&peer, Type::LookupResponse, |c| {
                     c.lookup_topic_response = Some(Box::new(wire::CommandLookupTopicResponse {
                         broker_service_url: Some(url),
@@ -76,7 +83,7 @@ pub(super) fn lookup(c: &Connection, command: wire::CommandLookupTopic) {
                         request_id: command.request_id,
                         authoritative: Some(true),
                         // An address on the loopback may be forwarded to: let clients keep the one they know.
-                        proxy_through_service_url: Some(broker.is_loopback()),
+                        proxy_through_service_url: Some(here && broker.is_loopback()),
                         ..Default::default()
                     }));
                 });

@@ -1,7 +1,7 @@
 //! Strangers and floods, over real sockets.
 #![allow(clippy::disallowed_methods)] // real time: the peer is a real socket
 
-use crate::{Addresses, Broker, Config, Deps};
+use crate::{Broker, Config, Deps};
 use bytes::BytesMut;
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::memory::MemoryBookies;
@@ -28,7 +28,7 @@ const FLOOD: usize = 24 << 20;
 
 async fn broker() -> SocketAddr {
     let (tasks, clock) = (TaskGroup::new(), SystemClock::shared());
-    let metadata: Arc<dyn MetadataStore> = Arc::new(MemoryStore::new(clock.clone()));
+    let metadata: Arc<dyn MetadataStore> = Arc::new(MemoryStore::new(clock));
     let bookies = MemoryBookies::new(1);
     let ledgers = LedgerClient::new(Parts {
         placement: Arc::new(StaticPlacement::new(bookies.refs())),
@@ -42,7 +42,7 @@ async fn broker() -> SocketAddr {
         tasks: tasks.clone(),
     });
     let ledgers = Arc::new(ledgers);
-    let deps = Deps { clock, metadata, ledgers, tasks, bookies: Vec::new(), boot: 1 };
+    let deps = Deps::alone(metadata, ledgers, &tasks, "127.0.0.1:1").await;
     let broker = Broker::start(Config::default(), deps).await.unwrap();
     // Connections inherit the listener's buffer: the system is to keep little of a flood.
     let socket = TcpSocket::new_v4().unwrap();
@@ -51,7 +51,7 @@ async fn broker() -> SocketAddr {
     let pulsar = socket.listen(16).unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = pulsar.local_addr().unwrap();
-    broker.serve(pulsar, http, Addresses { pulsar: String::new(), http: String::new(), loopback: true });
+    broker.serve(pulsar, http);
     address
 }
 

@@ -7,7 +7,7 @@ use geminga_proto::pulsar::ServerError;
 /// The ServerError of a refusal (`pulsar-map` 1.6).
 pub(super) fn server_error(error: &TopicError) -> ServerError {
     match error {
-        TopicError::NotReady => ServerError::ServiceNotReady,
+        TopicError::NotReady | TopicError::NotOwner(_) => ServerError::ServiceNotReady,
         TopicError::NotFound(_) => ServerError::TopicNotFound,
         // From PRODUCER and SUBSCRIBE; LOOKUP and partition metadata say TopicNotFound.
         TopicError::NamespaceNotFound(_) => ServerError::ServiceNotReady,

@@ -1,6 +1,7 @@
 //! Why a topic refused. One closed enum for producers, consumers and REST alike; what each means on the wire is decided by
 //! `service/wire_error.rs` and `rest`, never here.
 
+use crate::namespace::ownership::Member;
 use geminga_common::names::TopicName;
 
 /// A refusal.
@@ -9,6 +10,9 @@ pub(crate) enum TopicError {
     /// The topic is being unloaded or the broker stops; try again.
     #[error("topic is not loaded on this broker right now; try again")]
     NotReady,
+    /// Another broker serves the topic.
+    #[error("topic is served by {}; look it up again", .0.pulsar_url)]
+    NotOwner(Box<Member>),
     /// No such topic, and it may not be created.
     #[error("topic {0} does not exist")]
     NotFound(TopicName),

@@ -69,6 +69,8 @@ pub(crate) enum Message {
     Done(Box<dyn FnOnce(&mut super::worker::Worker) + std::marker::Send>),
     /// Leave this broker: drain, persist, close the ledger.
     Unload(Reply<()>),
+    /// Leave at once: the topic is another broker's, nothing of it may be closed or written here.
+    Leave(Reply<()>),
 }
 
 /// A run of sends of one producer.

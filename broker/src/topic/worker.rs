@@ -243,6 +243,10 @@ impl Worker {
             Message::PoliciesChanged => self.policies_changed(),
             Message::Done(done) => done(self),
             Message::Unload(reply) => self.unload(Some(reply)),
+            Message::Leave(reply) => {
+                self.lose(&TopicError::NotReady);
+                reply.send(Ok(()));
+            }
         }
     }
 
@@ -363,7 +367,12 @@ impl Worker {
             ml::Output::Trimmed { first, ledgers } => {
                 tracing::debug!(topic = %self.name, %first, ledgers, "consumed ledgers were let go");
             }
-            ml::Output::Poisoned(reason) => self.lose(&TopicError::Persistence(reason.to_string())),
+            ml::Output::Poisoned(reason) => {
+                if reason == ml::PoisonReason::RecordLost {
+                    self.broker.doubt(&self.name);
+                }
+                self.lose(&TopicError::Persistence(reason.to_string()));
+            }
         }
     }
 

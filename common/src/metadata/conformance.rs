@@ -1,7 +1,7 @@
 //! What every [`MetadataStore`] must do, tried from outside: one suite for all implementations.
 //!
 //! Every case starts on a fresh, empty store. Time passes only through [`Fixture::advance`], so that a manual clock and a
-//! real server can both be behind it.
+//! real server can both be behind it; a real server's seconds may be short, and its leases may end a little late.
 
 use super::{Compare, LeaseId, MetaError, MetadataStore, Op, Record, Revision, TXN_OPS_MAX, Txn, TxnOutcome};
 use super::{WatchEvent, WatchStream, list_all};
@@ -15,6 +15,10 @@ pub struct Fixture {
     pub store: Arc<dyn MetadataStore>,
     /// Lets the store's clock go on.
     pub advance: Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>,
+    /// How long one second of the suite's leases is. One second unless time is real.
+    pub second: Duration,
+    /// How late a lease may end.
+    pub late: Duration,
 }
 
 impl std::fmt::Debug for Fixture {
@@ -24,6 +28,14 @@ impl std::fmt::Debug for Fixture {
 }
 
 impl Fixture {
+    /// A store whose time is a manual clock.
+    pub fn manual(
+        store: Arc<dyn MetadataStore>,
+        advance: impl Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { store, advance: Box::new(advance), second: Duration::from_secs(1), late: Duration::ZERO }
+    }
+
     async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Revision {
         match self.store.txn(Txn { compares, ops }).await {
             Ok(TxnOutcome::Committed(revision)) => revision,
@@ -49,8 +61,12 @@ impl Fixture {
         self.store.txn(Txn { compares: vec![], ops: vec![op] }).await
     }
 
-    async fn grant(&self, seconds: u64) -> LeaseId {
-        self.store.lease_grant(Duration::from_secs(seconds)).await.expect("grant")
+    async fn grant(&self, seconds: u32) -> LeaseId {
+        self.store.lease_grant(self.second * seconds).await.expect("grant")
+    }
+
+    async fn pass(&self, seconds: u32) {
+        (self.advance)(self.second * seconds).await;
     }
 }
 
@@ -262,14 +278,18 @@ async fn leases_expire(f: Fixture) {
     let lease = f.grant(10).await;
     f.put_leased("l/a", lease).await.expect("put");
     f.put("l/b", "not leased").await;
-    (f.advance)(Duration::from_secs(9)).await;
+    f.pass(8).await;
     assert!(f.get("l/a").await.is_some());
-    (f.advance)(Duration::from_secs(2)).await;
+    f.pass(3).await;
+    (f.advance)(f.late).await;
     assert_eq!(f.keys("l/").await, ["l/b"]);
     let (_, _) = (next(&mut watch).await, next(&mut watch).await);
     let gone = next(&mut watch).await;
     assert!(matches!(&gone, WatchEvent::Deleted(key, _) if key == "l/a"), "{gone:?}");
     assert_eq!(f.put_leased("l/c", lease).await, Err(MetaError::LeaseGone(lease)));
+    let op = Op::Put { key: "l/c".into(), value: "v".into(), lease: Some(lease) };
+    let lost = Txn { compares: vec![Compare::Exists("l/none".into())], ops: vec![op] };
+    assert_eq!(f.store.txn(lost).await, Ok(TxnOutcome::CompareFailed), "what is not written needs no lease");
     assert_eq!(f.store.lease_keep_alive(lease).await, Err(MetaError::LeaseGone(lease)));
     assert_eq!(f.store.lease_revoke(lease).await, Err(MetaError::LeaseGone(lease)));
     assert_eq!(f.keys("l/").await, ["l/b"]);
@@ -281,7 +301,7 @@ async fn leases_kept_alive(f: Fixture) {
     f.put_leased("kept", kept).await.expect("put");
     f.put_leased("left", left).await.expect("put");
     for _ in 0..5 {
-        (f.advance)(Duration::from_secs(6)).await;
+        f.pass(6).await;
         f.store.lease_keep_alive(kept).await.expect("alive");
     }
     assert_eq!(f.keys("").await, ["kept"]);

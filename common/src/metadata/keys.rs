@@ -188,6 +188,18 @@ impl Keys {
         self.at(format_args!("bd/{bundle}"))
     }
 
+    /// The epoch counters of all bundles that ever had an owner.
+    #[must_use]
+    pub fn all_bundles_prefix(&self) -> String {
+        self.at(format_args!("bd/"))
+    }
+
+    /// The bundle of a [`Self::bundle`] key.
+    #[must_use]
+    pub fn bundle_of_key(&self, key: &str) -> Option<Bundle> {
+        Bundle::parse(key.strip_prefix(&*self.root)?.strip_prefix("bd/")?).ok()
+    }
+
     /// The epoch counters of a namespace's bundles.
     #[must_use]
     pub fn bundles_prefix(&self, namespace: &NamespaceName) -> String {

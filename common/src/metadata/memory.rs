@@ -90,15 +90,15 @@ impl State {
 
     fn txn(&mut self, txn: Txn) -> Result<TxnOutcome, MetaError> {
         txn.check()?;
-        for lease in txn.leases() {
-            self.leases.check(lease)?;
-        }
         let holds = txn.compares.iter().all(|compare| {
             let current = self.records.get(compare.key());
             compare.holds(current.map(|(revision, value)| (*revision, &value[..])))
         });
         if !holds {
             return Ok(TxnOutcome::CompareFailed);
+        }
+        for lease in txn.leases() {
+            self.leases.check(lease)?;
         }
         let revision = Revision(self.revision.0 + 1);
         let mut changes = Vec::with_capacity(txn.ops.len());
@@ -193,7 +193,7 @@ mod tests {
                 clock.advance(by);
                 ready(()).boxed()
             };
-            Fixture { store, advance: Box::new(advance) }
+            Fixture::manual(store, advance)
         })
         .await;
     }

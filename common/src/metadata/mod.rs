@@ -1,6 +1,6 @@
 //! The seam for cluster metadata: small records, compare-and-set transactions, watches as hints, leases for liveness.
 //!
-//! Implementations: [`memory::MemoryStore`], [`redb::RedbStore`] (standalone), etcd (with the cluster issue). One conformance
+//! Implementations: [`memory::MemoryStore`], [`redb::RedbStore`] (standalone), [`etcd::EtcdStore`] (cluster). One conformance
 //! suite holds for all. Nothing hot lives here: no call is made per message. A transaction whose answer is lost has an
 //! *unknown* outcome ([`MetaError::Unknown`]): read back and compare the `op_id` you wrote, never guess.
 
@@ -10,10 +10,12 @@ use std::fmt;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
+pub mod etcd;
 pub mod keys;
 mod lease;
 pub mod memory;
 pub mod redb;
+pub mod session;
 mod watches;
 
 /// A store-wide revision: every committed transaction that writes takes the next one. 0 is before the first.
@@ -193,6 +195,18 @@ pub enum WatchEvent {
     Deleted(String, Revision),
     /// Events were lost (slow reader, compaction): list again.
     Resync,
+}
+
+impl WatchEvent {
+    /// Revision of the change.
+    #[must_use]
+    pub fn revision(&self) -> Option<Revision> {
+        match self {
+            WatchEvent::Put(record) => Some(record.mod_revision),
+            WatchEvent::Deleted(_, revision) => Some(*revision),
+            WatchEvent::Resync => None,
+        }
+    }
 }
 
 /// Why a metadata call did not give its answer.

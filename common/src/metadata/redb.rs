@@ -484,16 +484,16 @@ impl Tables<'_> {
         leases: &mut Leases,
         draft: &mut Draft,
     ) -> Result<Result<TxnOutcome, MetaError>, redb::Error> {
-        for lease in txn.leases() {
-            if let Err(gone) = leases.check(lease) {
-                return Ok(Err(gone));
-            }
-        }
         for compare in &txn.compares {
             let stored = self.records.get(compare.key())?;
             let current = stored.as_ref().map(|stored| decode(stored.value())).transpose()?;
             if !compare.holds(current) {
                 return Ok(Ok(TxnOutcome::CompareFailed));
+            }
+        }
+        for lease in txn.leases() {
+            if let Err(gone) = leases.check(lease) {
+                return Ok(Err(gone));
             }
         }
         let revision = Revision(draft.revision.0 + 1);

@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 /// Events a slow reader may have waiting.
 const WATCH_QUEUE: usize = 1024;
 
+/// One watch, as the store sees it.
 #[derive(Debug)]
-struct Watch {
+pub(super) struct Watch {
     prefix: String,
     events: mpsc::Sender<WatchEvent>,
 }
@@ -28,30 +29,53 @@ fn key_of(event: &WatchEvent) -> Option<&str> {
     }
 }
 
+impl Watch {
+    pub(super) fn new(prefix: &str) -> (Self, WatchStream) {
+        let (events, stream) = mpsc::channel(WATCH_QUEUE);
+        (Self { prefix: prefix.to_owned(), events }, stream)
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Resolves when the reader has left.
+    pub(super) async fn left(&self) {
+        self.events.closed().await;
+    }
+
+    /// Tells changes, which are in effect already, as far as they are below the prefix; false once the reader has left.
+    pub(super) fn tell(&self, changes: &[WatchEvent]) -> bool {
+        let mut there = true;
+        for event in changes {
+            if !key_of(event).is_none_or(|key| key.starts_with(&self.prefix)) {
+                continue;
+            }
+            // Only this side sends, so a slot that is free now stays free.
+            let event = match self.events.capacity() {
+                0 => break,
+                1 => WatchEvent::Resync,
+                _ => event.clone(),
+            };
+            there &= self.events.try_send(event).is_ok();
+        }
+        there
+    }
+}
+
 impl Watches {
     pub(super) fn add(&mut self, prefix: &str) -> WatchStream {
         self.0.retain(|watch| !watch.events.is_closed());
-        let (events, stream) = mpsc::channel(WATCH_QUEUE);
-        self.0.push(Watch { prefix: prefix.to_owned(), events });
+        let (watch, stream) = Watch::new(prefix);
+        self.0.push(watch);
         stream
     }
 
-    /// Tells one transaction's changes, which are in effect already.
+    /// Tells one transaction's changes.
     pub(super) fn tell(&mut self, changes: &[WatchEvent]) {
         let mut some_left = false;
         for watch in &self.0 {
-            for event in changes {
-                if !key_of(event).is_none_or(|key| key.starts_with(&watch.prefix)) {
-                    continue;
-                }
-                // Only this side sends, so a slot that is free now stays free.
-                let event = match watch.events.capacity() {
-                    0 => break,
-                    1 => WatchEvent::Resync,
-                    _ => event.clone(),
-                };
-                some_left |= watch.events.try_send(event).is_err();
-            }
+            some_left |= !watch.tell(changes);
         }
         if some_left {
             self.0.retain(|watch| !watch.events.is_closed());

@@ -19,6 +19,11 @@ pub(crate) enum Role {
     Standalone(Box<StandaloneArgs>),
     /// A storage node of a cluster. Loopback only unless told otherwise.
     Bookie(Box<BookieArgs>),
+    /// Serve topics of a cluster, over its bookies and its metadata in etcd.
+    Broker(Box<BrokerArgs>),
+    /// A whole cluster of processes on this machine.
+    #[command(subcommand)]
+    Cluster(crate::cluster::Command),
     /// Publish or consume load and report latencies.
     Perf(geminga_perf::Args),
 }
@@ -39,6 +44,41 @@ pub(crate) struct StandaloneArgs {
     #[arg(long)]
     pub(crate) http_port: Option<u16>,
     /// Configuration file (TOML, table `[standalone]`).
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// What to log: `info`, or directives such as `geminga_broker=debug`. Default `info`.
+    #[arg(long)]
+    pub(crate) log: Option<String>,
+    /// Allow a bind address other than the loopback although nobody is authenticated.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// Flags of `broker`. A flag beats `GEMINGA_BROKER_<KEY>`, which beats the file, which beats the default.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BrokerArgs {
+    /// Name of the cluster. Default `standalone`.
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// Metadata store: `etcd:http://host:port`, all members separated by commas. Default `etcd:http://127.0.0.1:2379`.
+    #[arg(long)]
+    pub(crate) metadata: Option<String>,
+    /// Address to listen on. Default 127.0.0.1.
+    #[arg(long)]
+    pub(crate) bind: Option<String>,
+    /// Host that clients and other brokers reach this one by. Default: the address it listens on.
+    #[arg(long)]
+    pub(crate) advertised_host: Option<String>,
+    /// Port of the Pulsar protocol; 0 takes any free one. Default 6650.
+    #[arg(long)]
+    pub(crate) pulsar_port: Option<u16>,
+    /// Port of REST and metrics; 0 takes any free one. Default 8080.
+    #[arg(long)]
+    pub(crate) http_port: Option<u16>,
+    /// Copies of new ledgers, `ensemble/write/ack`. Default `3/3/2`.
+    #[arg(long)]
+    pub(crate) quorum: Option<String>,
+    /// Configuration file (TOML, table `[broker]`).
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
     /// What to log: `info`, or directives such as `geminga_broker=debug`. Default `info`.

@@ -2,7 +2,9 @@
 
 mod bookie;
 mod bookie_settings;
+mod broker;
 mod cli;
+mod cluster;
 mod metadata;
 mod process;
 mod standalone;
@@ -17,6 +19,8 @@ fn main() -> std::process::ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match cli.role {
         cli::Role::Standalone(args) => standalone::main(*args),
+        cli::Role::Broker(args) => broker::main(*args),
+        cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Bookie(args) => bookie::main(*args),
         cli::Role::Perf(args) => perf(args),
     };

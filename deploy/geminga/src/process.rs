@@ -1,10 +1,20 @@
-//! What every serving role does alike: settings, log, runtime, signals.
+//! What every serving role does alike: settings, log, runtime, listeners, the order of stopping.
 
 use anyhow::Context as _;
+use geminga_broker::{Addresses, Broker};
+use geminga_common::tasks::TaskGroup;
 use serde::{Serialize, de::DeserializeOwned};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long topics may take to unload.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+/// How long tasks may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Settings of a role: flags beat the environment, which beats the table of that name in the file, which beats defaults.
 pub(crate) fn load<T: Default + Serialize + DeserializeOwned, const N: usize>(
@@ -53,6 +63,32 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime>
     runtime.context("starting the runtime")
 }
 
+/// Listens; port 0 takes any free one.
+pub(crate) async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(bind, port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("GM-1002: cannot listen on {address}; is another server there? Port 0 takes any free one")
+    })
+}
+
+/// Where clients reach a broker that listens there; `advertised` is the host that they know it by.
+pub(crate) fn addresses(
+    pulsar: &TcpListener,
+    http: &TcpListener,
+    advertised: Option<&str>,
+) -> anyhow::Result<Addresses> {
+    let (pulsar, http) = (pulsar.local_addr()?, http.local_addr()?);
+    let shown = |address: SocketAddr| match advertised {
+        Some(host) => format!("{host}:{}", address.port()),
+        None => address.to_string(),
+    };
+    Ok(Addresses {
+        pulsar: format!("pulsar://{}", shown(pulsar)),
+        http: format!("http://{}", shown(http)),
+        loopback: pulsar.ip().is_loopback(),
+    })
+}
+
 /// SIGTERM and SIGINT.
 pub(crate) struct Stop(Signal, Signal);
 
@@ -66,6 +102,20 @@ impl Stop {
         tokio::select! {
             _ = self.0.recv() => {}
             _ = self.1.recv() => {}
+        }
+    }
+}
+
+/// Topics unload, then tasks end, then what they stood on; each phase has a deadline and names who is late.
+pub(crate) async fn stop(broker: &Arc<Broker>, tasks: &TaskGroup, below: &TaskGroup) {
+    tracing::info!("stopping: topics unload");
+    if tokio::time::timeout(DRAIN_DEADLINE, broker.drain()).await.is_err() {
+        tracing::warn!("topics took too long to unload; what they hold is recovered at the next start");
+    }
+    for group in [tasks, below] {
+        group.stop();
+        for late in group.join(STOP_DEADLINE).await {
+            tracing::warn!(task = %late, "still running at the deadline");
         }
     }
 }

@@ -5,22 +5,24 @@
 //! bookie flushes, tasks end; each phase has a deadline and names who is late.
 
 use crate::cli::StandaloneArgs;
+use crate::process;
 use anyhow::Context as _;
 use geminga_bookie::{Bookie, Health, InProcess};
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
-use geminga_broker::{Addresses, Broker};
+use geminga_broker::{Addresses, Broker, GatedStore};
 use geminga_common::clock::{Clock, SystemClock};
 use geminga_common::disk::{Disk, RealDisk};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::redb::RedbStore;
+use geminga_common::metadata::session::{self, Session};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,63 +67,28 @@ impl Default for Config {
     }
 }
 
-/// How long topics may take to unload.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
-/// How long tasks may take to end.
-const STOP_DEADLINE: Duration = Duration::from_secs(1);
+/// Life of the process's lease: nobody else could take over, so it need not be short.
+const LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs until told to stop.
 pub(crate) fn main(args: StandaloneArgs) -> anyhow::Result<()> {
     let config = load(&args)?;
-    start_log(&config.log)?;
-    anyhow::ensure!(
-        config.bind.is_loopback() || config.insecure,
-        "GM-1003: {} is not a loopback address and nobody is authenticated; pass --insecure if that is meant",
-        config.bind
-    );
+    process::start_log(&config.log)?;
+    process::check_bind(config.bind, config.insecure)?;
     config.broker.validate().context("configuration of the broker")?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if config.threads == 0 { cores.div_ceil(2) } else { config.threads.min(256) };
-    let runtime = if threads == 1 {
-        // One thread needs no work stealing: cheaper wake-ups and less memory.
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
-    } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
-    };
-    runtime.context("starting the runtime")?.block_on(run(config))
+    process::runtime(config.threads)?.block_on(run(config))
 }
 
 fn load(args: &StandaloneArgs) -> anyhow::Result<Config> {
-    let file = match &args.config {
-        Some(path) => Some(read_file(path)?),
-        None => None,
-    };
-    let mut flags = toml::Table::new();
-    let mut flag = |key: &str, value: Option<toml::Value>| {
-        if let Some(value) = value {
-            flags.insert(key.to_owned(), value);
-        }
-    };
-    flag("data_dir", args.data_dir.as_ref().map(|path| path.to_string_lossy().into_owned().into()));
-    flag("bind", args.bind.clone().map(Into::into));
-    flag("pulsar_port", args.pulsar_port.map(|port| i64::from(port).into()));
-    flag("http_port", args.http_port.map(|port| i64::from(port).into()));
-    flag("log", args.log.clone().map(Into::into));
-    flag("insecure", args.insecure.then_some(toml::Value::Boolean(true)));
-    Ok(geminga_common::config::load("standalone", file.as_deref(), std::env::vars(), flags)?)
-}
-
-#[allow(clippy::disallowed_methods)] // before anything runs that could be simulated
-fn read_file(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path)
-        .with_context(|| format!("reading the configuration file {}", path.display()))
-}
-
-fn start_log(directives: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(directives)
-        .with_context(|| format!("`{directives}` is no log filter"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
+    let flags = [
+        ("data_dir", args.data_dir.as_ref().map(|path| path.to_string_lossy().into_owned().into())),
+        ("bind", args.bind.clone().map(Into::into)),
+        ("pulsar_port", args.pulsar_port.map(|port| i64::from(port).into())),
+        ("http_port", args.http_port.map(|port| i64::from(port).into())),
+        ("log", args.log.clone().map(Into::into)),
+        ("insecure", args.insecure.then_some(toml::Value::Boolean(true))),
+    ];
+    process::load("standalone", args.config.as_deref(), flags)
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
@@ -148,7 +115,7 @@ fn explain(error: anyhow::Error, dir: &Path) -> anyhow::Error {
 }
 
 async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut told_to_stop = process::Stop::listen()?;
     let clock = SystemClock::shared();
     let storage_tasks = TaskGroup::new();
     let tasks = TaskGroup::new();
@@ -162,18 +129,18 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
     let bookie = Bookie::open(settings, disk, clock.clone(), &storage_tasks)
         .with_context(|| format!("opening the bookie in {}", dir.display()))?;
-    let (broker, addresses) = start_broker(&config, &bookie, metadata, clock, &tasks).await?;
+    let (broker, addresses) =
+        start_broker(&config, &bookie, metadata, clock, (&tasks, &storage_tasks)).await?;
     ready(&addresses, dir)?;
     let mut health = bookie.health();
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        () = told_to_stop.told() => {}
         _ = health.wait_for(|health| *health == Health::Failed) => anyhow::bail!(
             "GM-2001: the store in {} has failed and takes nothing any more; see the log, then start again",
             dir.display()
         ),
     }
-    stop(&broker, &tasks, &storage_tasks).await;
+    process::stop(&broker, &tasks, &storage_tasks).await;
     Ok(())
 }
 
@@ -199,15 +166,21 @@ async fn start_broker(
     bookie: &Bookie,
     metadata: Arc<dyn MetadataStore>,
     clock: Arc<dyn Clock>,
-    tasks: &TaskGroup,
+    (tasks, storage_tasks): (&TaskGroup, &TaskGroup),
 ) -> anyhow::Result<(Arc<Broker>, Addresses)> {
+    let pulsar = process::listen(config.bind, config.pulsar_port).await?;
+    let http = process::listen(config.bind, config.http_port).await?;
+    let addresses = process::addresses(&pulsar, &http, None)?;
+    // The store's leases end with this process and its former ones' are purged when it opens: nothing has to be kept alive.
+    let session = session::Settings { ttl: LEASE, keys: Vec::new() };
+    let session = Session::start(metadata.clone(), clock.clone(), session, storage_tasks).await?;
     let one = QuorumSpec::new(1, 1, 1).expect("1/1/1 is a quorum");
     let rpc = InProcess::new([bookie.clone()]);
     let bookies = rpc.refs();
     let ledgers = LedgerClient::new(Parts {
         placement: Arc::new(StaticPlacement::new(bookies.clone())),
         rpc: Arc::new(rpc),
-        meta: metadata.clone(),
+        meta: Arc::new(GatedStore::new(metadata.clone(), session.clone())),
         keys: Keys::new(&config.broker.cluster),
         quorum: one,
         limits: Default::default(),
@@ -218,47 +191,22 @@ async fn start_broker(
     let deps = geminga_broker::Deps {
         clock,
         metadata,
+        metadata_url: "redb:metadata.redb".to_owned(),
+        session,
         ledgers: Arc::new(ledgers),
         tasks: tasks.clone(),
         bookies: bookies.iter().map(|bookie| bookie.id.to_string()).collect(),
         boot: Rng::from_system().next_u64() >> 32,
+        addresses: addresses.clone(),
+        in_cluster: false,
     };
     let broker = Broker::start(config.broker.clone(), deps).await.context("starting the broker")?;
-    let pulsar = listen(config.bind, config.pulsar_port).await?;
-    let http = listen(config.bind, config.http_port).await?;
-    let addresses = Addresses {
-        pulsar: format!("pulsar://{}", pulsar.local_addr()?),
-        http: format!("http://{}", http.local_addr()?),
-        loopback: config.bind.is_loopback(),
-    };
-    broker.serve(pulsar, http, addresses.clone());
+    broker.serve(pulsar, http);
     Ok((broker, addresses))
-}
-
-async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<tokio::net::TcpListener> {
-    let address = SocketAddr::new(bind, port);
-    tokio::net::TcpListener::bind(address).await.with_context(|| {
-        format!("GM-1002: cannot listen on {address}; is another server there? Port 0 takes any free one")
-    })
 }
 
 fn ready(addresses: &Addresses, dir: &Path) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready: {} {} data {}", addresses.pulsar, addresses.http, dir.display())?;
     out.flush().context("writing the ready line")
-}
-
-async fn stop(broker: &Arc<Broker>, tasks: &TaskGroup, storage_tasks: &TaskGroup) {
-    tracing::info!("stopping: topics unload");
-    if tokio::time::timeout(DRAIN_DEADLINE, broker.drain()).await.is_err() {
-        tracing::warn!("topics took too long to unload; what they hold is recovered at the next start");
-    }
-    tasks.stop();
-    for late in tasks.join(STOP_DEADLINE).await {
-        tracing::warn!(task = %late, "still running at the deadline");
-    }
-    storage_tasks.stop();
-    for late in storage_tasks.join(STOP_DEADLINE).await {
-        tracing::warn!(task = %late, "still running at the deadline");
-    }
 }

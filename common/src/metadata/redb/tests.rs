@@ -46,7 +46,7 @@ async fn keeps_the_rules_of_a_store() {
             clock.advance(by);
             std::future::ready(()).boxed()
         };
-        Fixture { store, advance: Box::new(advance) }
+        Fixture::manual(store, advance)
     })
     .await;
     assert_eq!(tasks.join(DEADLINE).await, Vec::<String>::new(), "threads end with their last handle");

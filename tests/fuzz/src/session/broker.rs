@@ -4,7 +4,7 @@ use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::memory::MemoryBookies;
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
-use geminga_broker::{Addresses, Broker, Config, Deps};
+use geminga_broker::{Broker, Config, Deps};
 use geminga_common::clock::SystemClock;
 use geminga_common::config::ByteSize;
 use geminga_common::metadata::MetadataStore;
@@ -62,14 +62,12 @@ impl Running {
             tasks: tasks.clone(),
         });
         let ledgers = Arc::new(ledgers);
-        let deps = Deps { clock, metadata, ledgers, tasks: tasks.clone(), bookies: Vec::new(), boot: 1 };
-        let broker = Broker::start(config, deps).await.expect("metadata in memory answers");
         let pulsar = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has a free port");
         let http = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has a free port");
         let address = pulsar.local_addr().expect("it is bound");
-        let addresses =
-            Addresses { pulsar: format!("pulsar://{address}"), http: String::new(), loopback: true };
-        broker.serve(pulsar, http, addresses);
+        let deps = Deps::alone(metadata, ledgers, &tasks, &address.to_string()).await;
+        let broker = Broker::start(config, deps).await.expect("metadata in memory answers");
+        broker.serve(pulsar, http);
         Self { address, broker, tasks }
     }
 

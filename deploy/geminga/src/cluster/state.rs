@@ -1,0 +1,132 @@
+//! What the directory of a cluster says: `cluster.json`, replaced as a whole.
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+/// Layout of `cluster.json`.
+const VERSION: u32 = 1;
+
+/// What a process is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    Etcd,
+    Bookie,
+    Broker,
+}
+
+/// A process that was started: ids are given again, so that the start time belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Running {
+    pub(super) id: u32,
+    /// Clock ticks from boot to its start.
+    pub(super) started: u64,
+}
+
+/// One process of the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Process {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// etcd: clients; bookie: service; broker: Pulsar.
+    pub(super) port: u16,
+    /// etcd: peers; broker: HTTP; bookie: not used.
+    pub(super) second_port: u16,
+    pub(super) running: Option<Running>,
+}
+
+/// The cluster; processes in the order in which they start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Cluster {
+    version: u32,
+    pub(super) processes: Vec<Process>,
+}
+
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All are held until all are known, so that none comes twice.
+    let listeners: Vec<TcpListener> =
+        (0..N).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<std::io::Result<_>>()?;
+    let mut ports = [0; N];
+    for (port, listener) in ports.iter_mut().zip(&listeners) {
+        *port = listener.local_addr()?.port();
+    }
+    Ok(ports)
+}
+
+/// Where a process logs.
+pub(super) fn log(dir: &Path, name: &str) -> PathBuf {
+    dir.join("logs").join(format!("{name}.log"))
+}
+
+fn file(dir: &Path) -> PathBuf {
+    dir.join("cluster.json")
+}
+
+/// One command at a time.
+pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::create(dir.join("LOCK"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!("another `geminga cluster` command is at work in {}", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+impl Cluster {
+    /// A cluster that nothing runs of yet. Its ports are free now.
+    pub(super) fn new(dir: &Path, bookies: u16, pulsar_port: u16, http_port: u16) -> Result<Self> {
+        let process =
+            |name: String, kind, port, second_port| Process { name, kind, port, second_port, running: None };
+        let [clients, peers, any_pulsar, any_http] = free_ports()?;
+        let mut processes = vec![process("etcd".into(), Kind::Etcd, clients, peers)];
+        let ports = free_ports::<9>()?;
+        for (n, port) in ports.into_iter().take(usize::from(bookies)).enumerate() {
+            processes.push(process(format!("bookie-{n}"), Kind::Bookie, port, 0));
+        }
+        let or = |port, any| if port == 0 { any } else { port };
+        let (pulsar, http) = (or(pulsar_port, any_pulsar), or(http_port, any_http));
+        processes.push(process("broker".into(), Kind::Broker, pulsar, http));
+        let cluster = Self { version: VERSION, processes };
+        std::fs::create_dir_all(dir.join("logs"))?;
+        cluster.store(dir)?;
+        Ok(cluster)
+    }
+
+    /// The cluster of a directory, if there is one.
+    pub(super) fn load(dir: &Path) -> Result<Option<Self>> {
+        let path = file(dir);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        let cluster: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not what `geminga cluster` writes", path.display()))?;
+        anyhow::ensure!(
+            cluster.version == VERSION,
+            "{} has layout {}, this program knows {VERSION}",
+            path.display(),
+            cluster.version
+        );
+        Ok(Some(cluster))
+    }
+
+    pub(super) fn store(&self, dir: &Path) -> Result<()> {
+        let next = dir.join("cluster.json.new");
+        std::fs::write(&next, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(&next, file(dir)).with_context(|| format!("writing {}", file(dir).display()))
+    }
+
+    /// The first process of a kind; every cluster has one of each.
+    pub(super) fn of(&self, kind: Kind) -> &Process {
+        self.processes.iter().find(|p| p.kind == kind).expect("every cluster has etcd, a bookie and a broker")
+    }
+
+    pub(super) fn bookies(&self) -> u32 {
+        self.processes.iter().filter(|p| p.kind == Kind::Bookie).count() as u32
+    }
+}
