@@ -114,6 +114,11 @@ fn publish(url: &str, who: &str, range: std::ops::Range<u64>) -> Result<()> {
     Ok(())
 }
 
+/// Subscribes and reads nothing: what nobody subscribes to need not be kept.
+fn keep(url: &str) -> Result<()> {
+    read(url, "keeper", 0).map(drop)
+}
+
 fn read(url: &str, subscription: &str, count: usize) -> Result<Vec<Received>> {
     again(|| {
         let at = Client::connect(url, PATIENCE)?.lookup(TOPIC)?;
@@ -131,6 +136,7 @@ fn a_cluster_survives_the_death_of_a_bookie_and_of_its_broker() -> Result<()> {
     let Some(mut cluster) = Cluster::up("a cluster of processes")? else { return Ok(()) };
     let (all_run, said) = cluster.status()?;
     ensure!(all_run && said.lines().count() == 5, "{said}");
+    keep(&cluster.pulsar)?;
     publish(&cluster.pulsar, "a", 0..500).with_context(|| cluster.logs())?;
 
     cluster.signal("bookie-1", "-KILL")?;
@@ -220,6 +226,7 @@ fn a_broker_that_slept_past_its_lease_acknowledges_nothing_more() -> Result<()> 
     let elsewhere = Client::connect(&cluster.pulsar, PATIENCE)?.producer(TOPIC, "wrong door");
     ensure!(elsewhere.is_err(), "a broker served a topic that is another's");
 
+    keep(&sleeper.url)?;
     let mut old = Client::connect(&sleeper.url, Duration::from_secs(5))?;
     let producer = old.producer(TOPIC, "old")?;
     for n in 0..200 {

@@ -257,7 +257,8 @@ async fn tls_is_spoken_with_whom_the_authority_vouches_for_and_nobody_else() {
         start_timeout: Duration::from_secs(2),
         ..Config::plain(vec![etcd.url()])
     };
-    let store = EtcdStore::connect(trusting(etcd.certificate()), &tasks).await.unwrap();
+    let patient = Config { start_timeout: Duration::from_secs(30), ..trusting(etcd.certificate()) };
+    let store = EtcdStore::connect(patient, &tasks).await.unwrap();
     store.txn(Txn { compares: vec![], ops: vec![Op::put("k", "over TLS")] }).await.unwrap();
     assert_eq!(store.get("k").await.unwrap().unwrap().value, "over TLS");
     let refused = EtcdStore::connect(trusting(other.certificate()), &tasks).await;
