@@ -124,7 +124,11 @@ impl EtcdStore {
             let mut kv = self.client.kv_client();
             async move { kv.compact(now.0 as i64, None).await.map(drop) }
         };
-        self.calls.read(call).await
+        match self.calls.idempotent(call).await {
+            // Compacted to there already.
+            Ok(()) | Err(Failure::TooFar) => Ok(()),
+            Err(failure) => Err(failure.of_read()),
+        }
     }
 
     fn check(&self) -> Result<(), MetaError> {
@@ -218,11 +222,13 @@ async fn connect(config: &Config, options: etcd_client::ConnectOptions) -> Resul
         watch::revision(&client, &calls).await.map_err(|error| config.no_answer(error.to_string()))?;
         Ok(client)
     };
+    let last = Mutex::new(String::new());
     let patience = async || {
         loop {
             match attempt().await {
-                Err(error @ ConnectError::NoAnswer { .. }) => {
-                    tracing::info!(%error, "waiting for etcd");
+                Err(ConnectError::NoAnswer { error, .. }) => {
+                    tracing::info!(%error, endpoints = %config.endpoints.join(", "), "waiting for etcd");
+                    *last.lock() = error;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 settled => return settled,
@@ -233,7 +239,10 @@ async fn connect(config: &Config, options: etcd_client::ConnectOptions) -> Resul
         Ok(settled) => settled,
         Err(_) => {
             let waited = config.start_timeout.as_secs_f32();
-            Err(config.no_answer(format!("waited {waited} s; is it running, and is this its client URL?")))
+            let why = last.lock();
+            Err(config.no_answer(format!(
+                "waited {waited} s; is it running, and is this its client URL? Last: {why}"
+            )))
         }
     }
 }

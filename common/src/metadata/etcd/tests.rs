@@ -252,15 +252,16 @@ async fn tls_is_spoken_with_whom_the_authority_vouches_for_and_nobody_else() {
     let Some(binary) = find("TLS to etcd", None) else { return };
     let (etcd, other) = (LocalEtcd::start_with_tls(&binary), LocalEtcd::start_with_tls(&binary));
     let tasks = TaskGroup::new();
-    let trusting = |ca: Vec<u8>| Config {
+    let trusting = |ca: Vec<u8>, start_timeout| Config {
         tls: Some(Tls { ca, identity: None }),
-        start_timeout: Duration::from_secs(2),
+        start_timeout,
         ..Config::plain(vec![etcd.url()])
     };
-    let store = EtcdStore::connect(trusting(etcd.certificate()), &tasks).await.unwrap();
+    let long = Duration::from_secs(30);
+    let store = EtcdStore::connect(trusting(etcd.certificate(), long), &tasks).await.unwrap();
     store.txn(Txn { compares: vec![], ops: vec![Op::put("k", "over TLS")] }).await.unwrap();
     assert_eq!(store.get("k").await.unwrap().unwrap().value, "over TLS");
-    let refused = EtcdStore::connect(trusting(other.certificate()), &tasks).await;
+    let refused = EtcdStore::connect(trusting(other.certificate(), Duration::from_secs(3)), &tasks).await;
     assert!(matches!(refused, Err(ConnectError::NoAnswer { .. })), "{refused:?}");
     let without = EtcdStore::connect(Config::plain(vec![etcd.url()]), &tasks).await;
     assert!(matches!(without, Err(ConnectError::Config(_))), "{without:?}");
