@@ -125,9 +125,9 @@ impl EtcdStore {
             async move { kv.compact(now.0 as i64, None).await.map(drop) }
         };
         match self.calls.idempotent(call).await {
-            // Compacted up to here already.
-            Err(Failure::TooFar) => Ok(()),
-            other => other.map_err(Failure::of_read),
+            // Compacted to there already.
+            Ok(()) | Err(Failure::TooFar) => Ok(()),
+            Err(failure) => Err(failure.of_read()),
         }
     }
 
@@ -222,11 +222,13 @@ async fn connect(config: &Config, options: etcd_client::ConnectOptions) -> Resul
         watch::revision(&client, &calls).await.map_err(|error| config.no_answer(error.to_string()))?;
         Ok(client)
     };
+    let last = Mutex::new(String::new());
     let patience = async || {
         loop {
             match attempt().await {
-                Err(error @ ConnectError::NoAnswer { .. }) => {
-                    tracing::info!(%error, "waiting for etcd");
+                Err(ConnectError::NoAnswer { error, .. }) => {
+                    tracing::info!(%error, endpoints = %config.endpoints.join(", "), "waiting for etcd");
+                    *last.lock() = error;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 settled => return settled,
@@ -237,7 +239,10 @@ async fn connect(config: &Config, options: etcd_client::ConnectOptions) -> Resul
         Ok(settled) => settled,
         Err(_) => {
             let waited = config.start_timeout.as_secs_f32();
-            Err(config.no_answer(format!("waited {waited} s; is it running, and is this its client URL?")))
+            let why = last.lock();
+            Err(config.no_answer(format!(
+                "waited {waited} s; is it running, and is this its client URL? Last: {why}"
+            )))
         }
     }
 }

@@ -250,19 +250,24 @@ async fn nobody_there_is_said_with_the_address() {
 #[tokio::test]
 async fn tls_is_spoken_with_whom_the_authority_vouches_for_and_nobody_else() {
     let Some(binary) = find("TLS to etcd", None) else { return };
-    let (etcd, other) = (LocalEtcd::start_with_tls(&binary), LocalEtcd::start_with_tls(&binary));
+    let Some(etcd) = LocalEtcd::start_with_tls(&binary) else { return };
+    let Some(other) = LocalEtcd::start_with_tls(&binary) else { return };
     let tasks = TaskGroup::new();
-    let trusting = |ca: Vec<u8>| Config {
-        tls: Some(Tls { ca, identity: None }),
-        start_timeout: Duration::from_secs(2),
+    let config = |authority: &LocalEtcd, known: bool, seconds| Config {
+        tls: Some(Tls {
+            ca: authority.pem("ca"),
+            identity: known.then(|| (etcd.pem("certificate"), etcd.pem("key"))),
+        }),
+        start_timeout: Duration::from_secs(seconds),
         ..Config::plain(vec![etcd.url()])
     };
-    let patient = Config { start_timeout: Duration::from_secs(30), ..trusting(etcd.certificate()) };
-    let store = EtcdStore::connect(patient, &tasks).await.unwrap();
+    let store = EtcdStore::connect(config(&etcd, true, 30), &tasks).await.unwrap();
     store.txn(Txn { compares: vec![], ops: vec![Op::put("k", "over TLS")] }).await.unwrap();
     assert_eq!(store.get("k").await.unwrap().unwrap().value, "over TLS");
-    let refused = EtcdStore::connect(trusting(other.certificate()), &tasks).await;
-    assert!(matches!(refused, Err(ConnectError::NoAnswer { .. })), "{refused:?}");
+    for (what, wrong) in [("authority", config(&other, true, 3)), ("stranger", config(&etcd, false, 3))] {
+        let refused = EtcdStore::connect(wrong, &tasks).await;
+        assert!(matches!(refused, Err(ConnectError::NoAnswer { .. })), "{what}: {refused:?}");
+    }
     let without = EtcdStore::connect(Config::plain(vec![etcd.url()]), &tasks).await;
     assert!(matches!(without, Err(ConnectError::Config(_))), "{without:?}");
 }

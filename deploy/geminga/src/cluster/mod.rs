@@ -168,7 +168,7 @@ fn logs(args: &LogsArgs) -> Result<()> {
         );
     }
     let wanted = |name: &&str| args.names.is_empty() || args.names.iter().any(|n| n == name);
-    for name in known.iter().copied().filter(|name| wanted(&name)) {
+    for name in known.iter().copied().filter(wanted) {
         let path = state::log(&dir, name);
         say(format_args!("== {name}: {}", path.display()))?;
         let Ok(file) = std::fs::File::open(&path) else { continue };
