@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-OPEN = re.compile(r'openat\(AT_FDCWD, "([^"]+)", ([A-Z_|]+).*\) = (\d+)$')
-WRITE = re.compile(r"pwrite64\((\d+), .*\) = (\d+)$")
+OPEN = re.compile(r'openat\(AT_FDCWD, "([^"]+)", ([A-Z_|]+).*\)\s+= (\d+)$')
+WRITE = re.compile(r"pwrite64\((\d+), .*\)\s+= (\d+)$")
 
 
 def synced_writes(lines):
