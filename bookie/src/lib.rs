@@ -5,19 +5,26 @@
 //! | [`Config`] | settings |
 //! | [`Bookie`] | the running store: journal, flush and reader threads |
 //! | [`InProcess`] | `BookieRpc` over bookies of this process |
-//! | `store` | opening a store; its single steps, without threads |
+//! | [`promote`] | a new incarnation for a store that lost data |
+//! | [`Room`] | how full the disk is, in steps with hysteresis (pure) |
+//! | `store` | opening a store; its single steps, without threads: flush, collect, punch, merge, scrub |
+//! | `gc` | what is dead, what is worth merging (pure) |
 //! | `shard` | the machine: admission, write cache, batches, flush plans (pure) |
 //! | `journal` | journal files, replay |
 //! | `segments` | segment files: written, read, looked up |
 //! | `manifest` | segments, ledger states and the journal's mark, in redb |
 //! | `query` | reads, tails, stats |
+//! | [`inspect`] | looking into a store offline |
 //! | `format` | the bytes of every file |
 //! | `mutant` | known defects, for tests |
 
 mod config;
 mod engine;
+mod figures;
 mod format;
+mod gc;
 mod in_process;
+pub mod inspect;
 mod journal;
 mod manifest;
 #[cfg(feature = "museum")]
@@ -28,11 +35,14 @@ mod mutant;
 mod query;
 mod segments;
 mod shard;
+mod space;
 #[cfg(any(test, feature = "test-util"))]
 pub mod steps;
 mod store;
 
 pub use config::{Config, ConfigError};
-pub use engine::{Bookie, Health};
+pub use engine::{Bookie, Health, promote};
+pub use figures::Figures;
 pub use in_process::InProcess;
+pub use space::{Room, Watermarks};
 pub use store::OpenError;

@@ -10,6 +10,7 @@
 //! | [`writer`] | the writer machine and the shell that drives it |
 //! | [`recovery`] | FenceTail recovery: machine and shell |
 //! | [`ledgers`] | [`ledgers::Ledgers`], what a managed ledger sees, and [`ledgers::LedgerClient`] |
+//! | [`watermark`] | raising the dead-id watermark: creators first, bookies last |
 //! | `conformance` (feature `test-util`) | what every [`rpc::BookieRpc`] must do |
 //! | [`mutant`] | known bugs that tests can bring back |
 //! | `memory` (feature `test-util`) | bookies in memory, for tests |
@@ -28,4 +29,5 @@ pub mod quorum;
 pub mod record;
 pub mod recovery;
 pub mod rpc;
+pub mod watermark;
 pub mod writer;

@@ -1,5 +1,6 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
+mod bookie_inspect;
 mod bookie_settings;
 mod cli;
 mod standalone;
@@ -14,6 +15,7 @@ fn main() -> std::process::ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match cli.role {
         cli::Role::Standalone(args) => standalone::main(*args),
+        cli::Role::BookieInspect(args) => bookie_inspect::main(args),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {
