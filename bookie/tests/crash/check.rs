@@ -121,7 +121,7 @@ pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> V
             bad.push(format!("entry {ledger}:{id} acked={acked}: {answer:?}"));
         }
     }
-    for ledger in 1..=5 {
+    for ledger in 1..=6 {
         let next =
             expected.adds.keys().filter(|(l, _)| *l == ledger).map(|(_, id)| id + 1).max().unwrap_or(0);
         for id in next..next + 3 {
@@ -136,7 +136,7 @@ pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> V
 }
 
 fn present(steps: &Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<String>) {
-    for ledger in 1..=5 {
+    for ledger in 1..=6 {
         let Ok(tail) = steps.tail(LedgerId(ledger), EntryId(0)) else { continue };
         let within = |runs: &[geminga_bookie_client::rpc::IdRange], id: u64| {
             runs.iter().any(|run| run.first.0 <= id && id <= run.last.0)

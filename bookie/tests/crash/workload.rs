@@ -42,7 +42,7 @@ pub(crate) fn config() -> Config {
     config.journal_file_size = 36 << 10;
     config.journal_file_size_first = 32 << 10;
     config.batch_bytes = 6000;
-    config.write_cache = 6000;
+    config.write_cache = 20_000;
     config.block_bytes = 700;
     config.block_cache = 4096;
     config.ballast = 64 << 10;
@@ -60,7 +60,7 @@ pub(crate) fn sharded() -> Config {
     config.shards = 2;
     config.more_data_dirs = vec![PathBuf::from("/data2/b")];
     config.journal_dirs = vec![PathBuf::from("/journals/b")];
-    config.write_cache = 12_000;
+    config.write_cache = 40_000;
     config
 }
 
@@ -234,12 +234,17 @@ impl Run {
                 self.control(What::Watermark(1));
             }
             31 if self.rng.below(4) == 0 => {
-                // A ledger of some size next to others, so that holes are worth punching.
-                let ids = self.fresh_ids(2, 12);
-                for id in ids {
-                    self.add(2, &[id]);
+                // A ledger of some size next to others, so that a hole in its place is worth punching.
+                let ids = self.fresh_ids(6, 30);
+                for few in ids.chunks(5) {
+                    self.add(6, few);
                     self.steps.write_all();
+                    self.steps.prepare();
                 }
+                self.steps.flush();
+                self.control(What::Delete(6));
+                self.steps.write_all();
+                self.steps.flush();
             }
             22 => self.steps.prepare(),
             23 if reopen => {
