@@ -142,8 +142,11 @@ impl Steps {
 
     /// A flush of every shard, and all that follows; true unless one failed or found no room.
     pub fn flush(&mut self) -> bool {
-        let flushed = (0..self.stores.len() as u64).fold(true, |good, at| self.flush_one(at) && good);
-        self.collect() && flushed
+        let mut good = true;
+        for number in 0..self.stores.len() as u64 {
+            good &= self.flush_one(number);
+        }
+        self.collect() && good
     }
 
     /// Collection, holes, and forgetting what the watermark covers; true unless it failed.

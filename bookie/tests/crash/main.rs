@@ -16,6 +16,7 @@ use geminga_common::disk::sim::{Crash, SimDisk};
 use geminga_common::ids::Incarnation;
 use geminga_common::rng::Rng;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use workload::{Asked, Run, What, clock, config, sharded};
 
@@ -407,6 +408,37 @@ fn unlisted_files_stay(config: &Config) -> Vec<String> {
     found
 }
 
+/// A segment whose footer does not check stays, whatever is deleted around it: nobody can say what else it holds.
+fn unparsed_segments_stay(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for seed in 1..=10 {
+        let run = record(config, seed, Fault::None);
+        let calm = run.end.crash(&Crash::Kept);
+        let segment = |(path, _): &(PathBuf, u64)| path.extension().is_some_and(|e| e == "seg");
+        for (path, len) in calm.files().into_iter().filter(segment) {
+            let disk = calm.fork();
+            disk.flip(&path, len - 10, 3);
+            let mut steps = open(&disk, &run.config).expect("opens");
+            let mut expected = Expected::at(&run.story, usize::MAX);
+            expected.delete_all_but(&mut steps, 2);
+            steps.write_all();
+            steps.flush();
+            steps.merge();
+            let all = check(&mut steps, &expected, Excuse::Damage);
+            found.extend(all.into_iter().map(|text| format!("seed {seed}: {text}")));
+            if !disk.files().contains(&(path.clone(), len)) {
+                found.push(format!("seed {seed}: {} is gone", path.display()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn segments_that_do_not_parse_stay() {
+    assert_eq!(unparsed_segments_stay(&config()), Vec::<String>::new());
+}
+
 #[test]
 fn files_that_nothing_lists_stay() {
     assert_eq!(unlisted_files_stay(&config()), Vec::<String>::new());
@@ -466,6 +498,13 @@ mod museum {
     }
 
     #[test]
+    fn unparsed_segment_collected() {
+        let mut config = config();
+        config.mutant = Some(Mutant::UnparsedCollected);
+        assert!(!unparsed_segments_stay(&config).is_empty());
+    }
+
+    #[test]
     fn unlisted_segments_removed() {
         let mut config = config();
         config.mutant = Some(Mutant::UnlistedRemoved);
@@ -490,7 +529,6 @@ mod museum {
         checksum_failure_truncates: ChecksumTruncates
         duplicate_acked_early: DuplicateAckedEarly
         replayed_file_appended: ReplayedFileAppended
-        unparsed_segment_collected: UnparsedCollected
         merge_skips_what_it_cannot_read: MergeSkipsBad
         tombstone_forgotten_early: TombstoneForgotten
         mark_shared_between_shards: MarkShared

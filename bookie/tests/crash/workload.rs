@@ -177,6 +177,20 @@ impl Run {
         self.steps = Steps::open(config, Arc::new(disk), clock()).unwrap();
     }
 
+    fn large(&mut self) {
+        // A ledger of some size next to others, so that a hole in its place is worth punching.
+        let ids = self.fresh_ids(6, 30);
+        for few in ids.chunks(5) {
+            self.add(6, few);
+            self.steps.write_all();
+            self.steps.prepare();
+        }
+        self.steps.flush();
+        self.control(What::Delete(6));
+        self.steps.write_all();
+        self.steps.flush();
+    }
+
     /// One random step.
     pub(crate) fn step(&mut self, reopen: bool) {
         let ledger = 1 + self.rng.below(4);
@@ -233,19 +247,7 @@ impl Run {
                 self.control(What::Seal(1, self.next.get(&1).unwrap_or(&0).checked_sub(1)));
                 self.control(What::Watermark(1));
             }
-            31 if self.rng.below(4) == 0 => {
-                // A ledger of some size next to others, so that a hole in its place is worth punching.
-                let ids = self.fresh_ids(6, 30);
-                for few in ids.chunks(5) {
-                    self.add(6, few);
-                    self.steps.write_all();
-                    self.steps.prepare();
-                }
-                self.steps.flush();
-                self.control(What::Delete(6));
-                self.steps.write_all();
-                self.steps.flush();
-            }
+            31 if self.rng.below(4) == 0 => self.large(),
             22 => self.steps.prepare(),
             23 if reopen => {
                 self.steps.write_all();
