@@ -220,6 +220,7 @@ impl Store {
         let format = opening.format()?;
         let mut identity = opening.identity(&format)?;
         let (manifest, content) = opening.manifest(&mut identity)?;
+        identity.data_loss &= !config.has(Mutant::IdentityIgnored);
         identity.boot += 1;
         opening.write_identity(&identity)?;
         let marks = (content.mark, content.durable);
@@ -421,7 +422,10 @@ impl Store {
         let touched = |s: &&Arc<Segment>| deleted.iter().any(|l| s.row.ledgers.contains(l));
         let mut dead = Vec::new();
         for segment in set.all.iter().filter(touched) {
-            let Ok(footer) = segment.footer() else { continue };
+            let Ok(footer) = segment.footer() else {
+                dead.extend(self.config.has(Mutant::GcTrustsDamage).then_some(segment.row.id));
+                continue;
+            };
             let shard = self.shard.lock();
             let gone = |l| shard.ledgers.get(l).is_some_and(|l| l.row.tombstone);
             if footer.runs.iter().all(|run| gone(&run.ledger)) {

@@ -1,9 +1,11 @@
 //! The ledger record in metadata, and what its owner keeps of it once it is closed. Plain data with private invariants; the
 //! stored form (protobuf, version first) is in this file too, so that one file owns the format.
 
+use crate::mutant::{Mutant, active};
 use crate::quorum::{QuorumSpec, SlotSet};
 use crate::rpc::BookieRef;
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
+use geminga_common::metadata::{Compare, Op, Revision, Txn};
 use std::sync::Arc;
 
 mod stored;
@@ -176,6 +178,14 @@ pub fn close_repair(repair: &[RepairRange], last: Option<EntryId>) -> Vec<Repair
 }
 
 impl LedgerRecord {
+    /// The transaction that puts this record over the one read at revision `over`; every change of a record is one.
+    #[must_use]
+    pub fn replacing(&self, key: String, over: Revision) -> Txn {
+        let unchanged = Compare::ModRevision(key.clone(), over);
+        let compares = if active(Mutant::StaleWriter) { Vec::new() } else { vec![unchanged] };
+        Txn { compares, ops: vec![Op::put(key, self.encode())] }
+    }
+
     /// Where its entries are.
     #[must_use]
     pub fn view(&self) -> crate::ledgers::LedgerView {

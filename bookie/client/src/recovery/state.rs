@@ -194,9 +194,10 @@ impl State {
             reply: if bookie.is_some() { Reply::Waiting } else { Reply::Vacant },
             unreadable: BTreeSet::new(),
         };
+        let from = if active(Mutant::RecoverFromBelow) { EntryId(0) } else { fragment.first };
         for (slot, to) in (0..).zip(&fragment.ensemble) {
             if let Some(to) = to.clone() {
-                out.push(Effect::Fence { slot, to, from: fragment.first });
+                out.push(Effect::Fence { slot, to, from });
             }
         }
         Self {
@@ -419,7 +420,7 @@ impl State {
         let waiting = silent(|reply| *reply == Reply::Waiting);
         let unknown = silent(|reply| matches!(reply, Reply::Waiting | Reply::Unknown));
         let exhausted = waiting.is_empty() || self.deadline_over;
-        if !(waiting.is_empty() || self.patience_over) {
+        if !(waiting.is_empty() || self.patience_over && !active(Mutant::WaitForAll)) {
             return;
         }
         if !self.record.quorum.covered(unknown) {
@@ -428,7 +429,9 @@ impl State {
             }
             return;
         }
-        self.base_end = self.record.last_fragment().first.max(self.lac.map_or(EntryId(0), EntryId::next));
+        let known = self.lac.map_or(EntryId(0), EntryId::next);
+        let floor = self.record.last_fragment().first;
+        self.base_end = if active(Mutant::RecoverFromBelow) { known } else { known.max(floor) };
         let mut id = self.base_end;
         loop {
             if self.known.contains_key(&id) {

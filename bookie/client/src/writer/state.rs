@@ -13,6 +13,7 @@
 use super::invariants;
 use crate::entry::Entry;
 use crate::ledgers::{AppendError, NewEntry};
+use crate::mutant::{Mutant, active};
 use crate::quorum::{AckSet, QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerRecord, LedgerState, RepairRange, close_repair};
 use crate::rpc::{AddError, BookieRef};
@@ -244,6 +245,12 @@ impl State {
         self.change.is_some()
     }
 
+    /// Whether what is acknowledged and yet missing on some slot is within its limit (I16).
+    #[must_use]
+    pub fn lag_is_bounded(&self) -> bool {
+        self.bytes_lagging <= self.limits.lag_bytes_max
+    }
+
     /// The slots without a bookie.
     #[must_use]
     pub fn vacant(&self) -> SlotSet {
@@ -453,7 +460,7 @@ impl State {
                 self.acked_end = self.acked_end.next();
             }
         }
-        let vacant = self.vacant();
+        let vacant = if active(Mutant::WindowFromLafr) { SlotSet::EMPTY } else { self.vacant() };
         while self.full_end < self.acked_end {
             let Some(head) = self.pending.front() else { break };
             if !self.quorum.write_set(head.entry.id).minus(vacant).minus(head.acked).is_empty() {
@@ -465,6 +472,7 @@ impl State {
         }
         if self.bytes_lagging > self.limits.lag_bytes_max
             && self.change.is_none()
+            && !active(Mutant::LagUnbounded)
             && let Some(head) = self.pending.front()
         {
             let lagging = self.quorum.write_set(head.entry.id).minus(vacant).minus(head.acked);
