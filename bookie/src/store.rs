@@ -171,6 +171,7 @@ impl Opening<'_> {
         let dir = &self.config.data_dir;
         let known = self.disk.list(dir)?.iter().any(|name| name == "manifest.redb");
         identity.data_loss |= identity.boot > 0 && !known;
+        identity.data_loss &= !self.config.has(Mutant::IdentityIgnored);
         let empty = || Content { mark: 1, next_segment: 1, ..Content::default() };
         if identity.data_loss && !known {
             return Ok((None, empty()));
@@ -220,7 +221,6 @@ impl Store {
         let format = opening.format()?;
         let mut identity = opening.identity(&format)?;
         let (manifest, content) = opening.manifest(&mut identity)?;
-        identity.data_loss &= !config.has(Mutant::IdentityIgnored);
         identity.boot += 1;
         opening.write_identity(&identity)?;
         let marks = (content.mark, content.durable);

@@ -192,3 +192,19 @@ impl LedgerRecord {
         crate::ledgers::LedgerView { id: self.id, quorum: self.quorum, fragments: self.fragments.clone() }
     }
 }
+
+#[cfg(test)]
+impl LedgerRecord {
+    /// The same record with slots renamed: `to[i]` is the new number of slot i.
+    pub(crate) fn permuted(&self, to: &[u32]) -> Self {
+        let mut next = self.clone();
+        for (fragment, before) in next.fragments.iter_mut().zip(&self.fragments) {
+            for (at, slot) in to.iter().enumerate() {
+                fragment.ensemble[*slot as usize].clone_from(&before.ensemble[at]);
+            }
+        }
+        next.repair.iter_mut().for_each(|range| range.slot = to[range.slot as usize]);
+        next.repair.sort_by_key(|range| (range.slot, range.first, range.last));
+        next
+    }
+}

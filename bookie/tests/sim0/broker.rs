@@ -1,21 +1,21 @@
 //! A broker: takes the topic by lease and epoch, opens it (recovering what was left open), appends, rolls, trims, until it is
 //! fenced or loses the record. It is deliberately stubborn: losing its lease does not stop it, only fencing and epochs do.
 
-use crate::ledger::{Bookies, Recovered, bookies_of, decode, get, get_patiently, place, read_one, recover, replace, seal};
+use crate::ledger::{
+    Bookies, Recovered, bookies_of, decode, get, get_patiently, place, read_one, recover, seal,
+};
 use crate::meta::{EPOCH, MetaOp, MetaReply, OWNER, TOPIC, Topic, keys, tombstone};
-use crate::node::Req;
 use crate::plan::{MS, SECOND, Us};
-use crate::world::{Cx, Inbox, Outcome};
+use crate::world::{Cx, Inbox};
+use crate::writer::{Event, Shell};
 use bytes::Bytes;
-use geminga_bookie_client::entry::{Header, Kind};
-use geminga_bookie_client::ledgers::{AppendError, NewEntry};
+use geminga_bookie_client::ledgers::AppendError;
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::record::{
     ClosedLedger, Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange,
 };
-use geminga_bookie_client::rpc::{Add, AddError, BookieRef};
-use geminga_bookie_client::writer::invariants;
-use geminga_bookie_client::writer::state::{ChangeOutcome, Effect, Limits, SlotAdd, State, Status};
+use geminga_bookie_client::rpc::BookieRef;
+use geminga_bookie_client::writer::state::{Limits, State, Status};
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
 use geminga_common::metadata::{Compare, MetaError, Op, Revision, Txn, TxnOutcome};
 use std::cell::Cell;
@@ -27,166 +27,6 @@ use std::time::Duration;
 const LEASE: Duration = Duration::from_secs(10);
 /// Ids leased at once.
 const BLOCK: u64 = 3;
-
-enum Event {
-    Added { writer: LedgerId, slot: u32, generation: u32, ids: (EntryId, EntryId), result: Result<(), AddError> },
-    Changed(LedgerId, ChangeOutcome),
-    Readmit(LedgerId),
-    Turn,
-    Wait,
-}
-
-/// The real writer machine and what carries its effects out.
-struct Shell {
-    cx: Cx,
-    state: State,
-    bookies: Bookies,
-    inbox: Inbox<Event>,
-    effects: Vec<Effect>,
-    readmit_due: bool,
-    readmit_after: Us,
-    /// Messages sent and not acknowledged, in order.
-    sent: VecDeque<(EntryId, u64, Bytes)>,
-}
-
-/// Rounds of effects after one event.
-const ROUNDS_MAX: usize = 200;
-
-impl Shell {
-    fn append(&mut self, message: u64, payload: Bytes) -> bool {
-        let header = Header {
-            kind: Kind::Messages,
-            messages: 1,
-            first_index: MessageIndex(message),
-            timestamp_ms: 0,
-            bytes_before: 0,
-        };
-        let new = vec![NewEntry { header, payload: payload.clone() }];
-        let Ok(id) = self.state.append(new, &mut self.effects) else { return false };
-        self.sent.push_back((id, message, payload));
-        self.carry_out();
-        true
-    }
-
-    fn on(&mut self, event: Event) {
-        let vacant = self.state.vacant().len();
-        match event {
-            Event::Added { slot, generation, ids, result, .. } => {
-                self.state.on_added(slot, generation, ids, result, &mut self.effects);
-            }
-            Event::Changed(_, outcome) => {
-                if let ChangeOutcome::Lost(Some(_)) = outcome {
-                    self.cx.check(|c| c.seen.rebased += 1);
-                }
-                self.state.on_change(outcome, &mut self.effects);
-            }
-            Event::Readmit(_) => {
-                self.readmit_due = false;
-                self.state.on_readmit(&mut self.effects);
-            }
-            _ => {}
-        }
-        self.carry_out();
-        if self.state.vacant().len() < vacant {
-            self.cx.check(|c| c.seen.readmissions += 1);
-        }
-    }
-
-    fn carry_out(&mut self) {
-        for round in 0.. {
-            if round > ROUNDS_MAX {
-                return self.cx.check(|c| c.broken("I20: livelock: the writer's effects never end"));
-            }
-            let effects = std::mem::take(&mut self.effects);
-            if effects.is_empty() {
-                break;
-            }
-            for effect in effects {
-                match effect {
-                    Effect::Send(add) => self.send(add),
-                    Effect::Place(slots) => {
-                        let members: Vec<BookieRef> = self.state.members().cloned().collect();
-                        let found = place(&self.cx, &self.bookies, slots, &members);
-                        self.state.on_replacements(&found, &mut self.effects);
-                    }
-                    Effect::Commit(record) => self.commit(*record),
-                }
-            }
-        }
-        self.arm_readmission();
-        self.observe();
-    }
-
-    fn send(&mut self, add: SlotAdd) {
-        let SlotAdd { slot, generation, first, last, entries } = add;
-        let to = self.state.slot(slot);
-        let Some(bookie) = to.bookie.clone() else { return };
-        let (writer, inbox) = (self.state.ledger(), self.inbox.clone());
-        let add = Add {
-            ledger: writer,
-            term: self.state.term(),
-            lac: self.state.lac(),
-            lafr: self.state.lafr(),
-            attributes: (!to.introduced).then(|| self.state.record().attributes.clone()),
-            entries,
-        };
-        self.cx.send(&bookie, Req::Add(add), move |outcome| {
-            if let Outcome::Add(result) = outcome {
-                inbox.push(Event::Added { writer, slot, generation, ids: (first, last), result });
-            }
-        });
-    }
-
-    fn commit(&self, mut record: LedgerRecord) {
-        record.op_id = OpId(self.cx.random());
-        let (cx, over, inbox) = (self.cx.clone(), self.state.revision(), self.inbox.clone());
-        cx.note("change", record.id.0, 0, || {
-            format!("broker {} changes {}: {:?} repair {:?}", cx.proc, record.id, record.last_fragment(), record.repair)
-        });
-        let within = cx.clone();
-        cx.spawn(async move {
-            let outcome = replace(&within, &record, over).await;
-            inbox.push(Event::Changed(record.id, outcome));
-        });
-    }
-
-    fn arm_readmission(&mut self) {
-        if self.readmit_due || self.state.vacant().is_empty() || *self.state.status() != Status::Open {
-            return;
-        }
-        self.readmit_due = true;
-        let (inbox, ledger) = (self.inbox.clone(), self.state.ledger());
-        self.cx.wake(self.readmit_after, move || inbox.push(Event::Readmit(ledger)));
-        self.readmit_after = (self.readmit_after * 2).min(64 * SECOND);
-    }
-
-    /// What the writer acknowledged just now, and the machine's own invariants.
-    fn observe(&mut self) {
-        while let Some((id, ..)) = self.sent.front()
-            && Some(*id) <= self.state.lac()
-        {
-            let Some((id, message, _)) = self.sent.pop_front() else { break };
-            let now = self.cx.now();
-            self.cx.check(|c| c.acked(self.state.record(), id, message, now));
-        }
-        let s = &self.state;
-        let rules: [(&str, fn(&State) -> bool); 6] = [
-            ("LAFR <= LAC <= last sent", invariants::bounds_are_ordered),
-            ("pending is dense", invariants::pending_is_dense),
-            ("I1: what is acknowledged has its quorum", invariants::acked_has_its_quorum),
-            ("I10: fragments rise", invariants::fragments_rise),
-            ("slots match the record", invariants::slots_match_the_record),
-            ("a change begins at the LAC", invariants::a_change_begins_at_the_lac),
-        ];
-        let closing = *s.status() == Status::Closing;
-        if let Some((rule, _)) = rules.iter().find(|(_, holds)| !closing && !holds(s)) {
-            self.cx.check(|c| c.broken(format!("writer: {rule}: {s:?}")));
-        }
-        if *s.status() == Status::Open && !s.changing() && !s.lag_is_bounded() {
-            self.cx.check(|c| c.broken("I16: a slot lags beyond its limit and is not replaced"));
-        }
-    }
-}
 
 /// What a broker is while it owns the topic.
 struct Owner {
@@ -230,7 +70,8 @@ pub(crate) async fn watch_bookies(cx: Cx, bookies: Bookies) {
         let all = cx.meta(MetaOp::List(keys.bookies_prefix())).await;
         let live = cx.meta(MetaOp::List(keys.live_bookies_prefix())).await;
         if let (Ok(MetaReply::List(all)), Ok(MetaReply::List(live))) = (all, live) {
-            let up = |b: &BookieRef| live.iter().any(|r| keys.live_bookie_of_key(&r.key).as_ref() == Some(&b.id));
+            let up =
+                |b: &BookieRef| live.iter().any(|r| keys.live_bookie_of_key(&r.key).as_ref() == Some(&b.id));
             *bookies.borrow_mut() =
                 all.iter().filter_map(|r| crate::meta::registration(r, &keys)).filter(up).collect();
         }
@@ -252,7 +93,8 @@ async fn take_over(cx: &Cx, alive: &Rc<Cell<bool>>) -> Option<(u64, Bytes)> {
             (last + 1, Compare::ModRevision(EPOCH.into(), r.mod_revision))
         }
     };
-    let value: Bytes = [epoch, cx.proc as u64, cx.life].iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<_>>().into();
+    let value: Bytes =
+        [epoch, cx.proc as u64, cx.life].iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<_>>().into();
     let counter = Bytes::copy_from_slice(&epoch.to_be_bytes());
     let txn = Txn {
         compares: vec![Compare::Absent(OWNER.into()), unchanged],
@@ -327,7 +169,8 @@ impl Owner {
                 return Some(());
             }
             let stored = get_patiently(&self.cx, TOPIC).await;
-            let (now, revision) = stored.map_or((Topic::default(), Revision(0)), |r| (Topic::decode(&r.value), r.mod_revision));
+            let (now, revision) =
+                stored.map_or((Topic::default(), Revision(0)), |r| (Topic::decode(&r.value), r.mod_revision));
             if now.op_id == next.op_id {
                 self.cx.check(|c| c.seen.unknown_resolved += 1);
                 (self.topic, self.revision) = (now, revision);
@@ -533,7 +376,9 @@ impl Owner {
         again.into_iter().rev().for_each(|item| self.queue.push_front(item));
         if let Some(closed) = sealing {
             self.cx.check(|c| c.seen.closed_by_writer += 1);
-            self.cx.note("close", closed.id.0, 0, || format!("broker {} closed {}: {closed:?}", self.cx.proc, closed.id));
+            self.cx.note("close", closed.id.0, 0, || {
+                format!("broker {} closed {}: {closed:?}", self.cx.proc, closed.id)
+            });
             seal(&self.cx, &bookies_of(&closed.fragments), closed.id, closed.last);
         }
         if let Some(record) = created {
@@ -543,7 +388,9 @@ impl Owner {
     }
 
     fn begin(&mut self, record: LedgerRecord) {
-        self.cx.note("open", record.id.0, 0, || format!("broker {} opens {}: {:?}", self.cx.proc, record.id, record.fragments));
+        self.cx.note("open", record.id.0, 0, || {
+            format!("broker {} opens {}: {:?}", self.cx.proc, record.id, record.fragments)
+        });
         let w = self.cx.sim.w.borrow();
         let limits = Limits {
             entry_bytes_max: 3000,
@@ -636,8 +483,10 @@ impl Owner {
         }
         let oldest = self.topic.segments[0].clone();
         let next = Topic { segments: self.topic.segments[1..].to_vec(), ..self.topic.clone() };
-        let ops =
-            vec![Op::put(keys().tombstone(oldest.id), tombstone(&oldest)), Op::delete(keys().ledger(oldest.id))];
+        let ops = vec![
+            Op::put(keys().tombstone(oldest.id), tombstone(&oldest)),
+            Op::delete(keys().ledger(oldest.id)),
+        ];
         self.commit(next, Vec::new(), ops).await
     }
 
@@ -657,7 +506,10 @@ impl Owner {
             if let Ok(None) = read_one(&cx, &record, id).await {
                 cx.check(|c| {
                     if c.ledgers.get(&record.id).is_none_or(|l| !l.tombstoned) {
-                        c.broken(format!("S1: a quorum says that {}:{id} does not exist; it was acknowledged", record.id));
+                        c.broken(format!(
+                            "S1: a quorum says that {}:{id} does not exist; it was acknowledged",
+                            record.id
+                        ));
                     }
                 });
             }

@@ -48,7 +48,9 @@ async fn strays(cx: &Cx, bookies: &Bookies) {
 
 async fn delete_tombstoned(cx: &Cx) {
     let keys = keys();
-    let Ok(MetaReply::List(tombstones)) = cx.meta(MetaOp::List(keys.tombstones_prefix())).await else { return };
+    let Ok(MetaReply::List(tombstones)) = cx.meta(MetaOp::List(keys.tombstones_prefix())).await else {
+        return;
+    };
     for stored in tombstones {
         let Ok(ledger) = ClosedLedger::decode(&stored.value) else { continue };
         let mut all = true;
@@ -88,7 +90,9 @@ async fn repair_all(cx: &Cx, bookies: &Bookies) {
     }
     for segment in &topic.segments {
         let record = view(segment);
-        let Some((fragments, repair)) = repair(cx, &record, segment.last, bookies, &registered).await else { continue };
+        let Some((fragments, repair)) = repair(cx, &record, segment.last, bookies, &registered).await else {
+            continue;
+        };
         let done = ClosedLedger { fragments, repair, ..segment.clone() };
         // One at a time: the next look begins at the record as it is then.
         return publish(cx, segment, done).await;
@@ -107,8 +111,11 @@ async fn repair_open(cx: &Cx, id: LedgerId, bookies: &Bookies, registered: &[Boo
         repair: record.repair.iter().filter(|r| r.last.is_some_and(|l| l < last.first)).copied().collect(),
         ..record.clone()
     };
-    let later: Vec<RepairRange> = record.repair.iter().filter(|r| !earlier.repair.contains(r)).copied().collect();
-    let Some((mut fragments, mut left)) = repair(cx, &earlier, last.first.previous(), bookies, registered).await else {
+    let later: Vec<RepairRange> =
+        record.repair.iter().filter(|r| !earlier.repair.contains(r)).copied().collect();
+    let Some((mut fragments, mut left)) =
+        repair(cx, &earlier, last.first.previous(), bookies, registered).await
+    else {
         return;
     };
     fragments.push(last);
@@ -162,7 +169,9 @@ async fn repair(
         for slot in record.quorum.all().iter() {
             let member = fragments[at].ensemble[slot as usize].clone();
             let due = |id: &EntryId| {
-                repair.iter().any(|r| r.slot == slot && r.first <= *id && r.last.is_some_and(|last| *id <= last))
+                repair
+                    .iter()
+                    .any(|r| r.slot == slot && r.first <= *id && r.last.is_some_and(|last| *id <= last))
             };
             let all = ids.clone().map(EntryId).filter(|id| record.quorum.write_set(*id).contains(slot));
             let (to, wanted): (BookieRef, Vec<EntryId>) = match member {
@@ -171,7 +180,8 @@ async fn repair(
                 Some(member) if !gone(&member, registered) => (member, all.filter(due).collect()),
                 _ => {
                     let members: Vec<BookieRef> = fragments[at].ensemble.iter().flatten().cloned().collect();
-                    let Some((_, new)) = place(cx, bookies, [slot].into_iter().collect(), &members).pop() else {
+                    let Some((_, new)) = place(cx, bookies, [slot].into_iter().collect(), &members).pop()
+                    else {
                         continue;
                     };
                     (new, all.collect())
@@ -182,7 +192,9 @@ async fn repair(
                 continue;
             }
             if !copy(cx, record, &to, &wanted).await {
-                cx.note("copy", record.id.0, slot.into(), || format!("no copy of {} {wanted:?} to {to}", record.id));
+                cx.note("copy", record.id.0, slot.into(), || {
+                    format!("no copy of {} {wanted:?} to {to}", record.id)
+                });
                 continue;
             }
             fragments[at].ensemble[slot as usize] = Some(to);
@@ -220,8 +232,8 @@ fn without(repair: &[RepairRange], slot: u32, done: &[EntryId]) -> Vec<RepairRan
 
 /// Copies these ids to a bookie, and believes it only when the bookie lists them all.
 async fn copy(cx: &Cx, record: &LedgerRecord, to: &BookieRef, wanted: &[EntryId]) -> bool {
-    let Some(present) = present(cx, record.id, to).await else { return false };
-    for id in wanted.iter().filter(|id| !holds(&present, **id)) {
+    let Some(present) = present(cx, record, to).await else { return false };
+    for id in wanted.iter().filter(|id| !present.contains(id)) {
         let Ok(Some(entry)) = read_one(cx, record, *id).await else { return false };
         let (ledger, term) = (record.id, record.term);
         let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries: vec![entry] };
@@ -229,17 +241,24 @@ async fn copy(cx: &Cx, record: &LedgerRecord, to: &BookieRef, wanted: &[EntryId]
             return false;
         }
     }
-    let Some(now) = self::present(cx, record.id, to).await else { return false };
-    wanted.iter().all(|id| holds(&now, *id))
+    let Some(now) = self::present(cx, record, to).await else { return false };
+    wanted.iter().all(|id| now.contains(id))
 }
 
-fn holds(present: &[IdRange], id: EntryId) -> bool {
+fn within(present: &[IdRange], id: EntryId) -> bool {
     present.iter().any(|run| run.first <= id && id <= run.last)
 }
 
-async fn present(cx: &Cx, ledger: LedgerId, on: &BookieRef) -> Option<Vec<IdRange>> {
-    match cx.ask(on, Req::Stat { ledger }).await {
-        Outcome::Stat(Ok(stat)) => Some(stat.present),
-        _ => None,
-    }
+/// The ids that a bookie holds durably. Its `Stat` lists what is visible, which a crash may still take back; an empty add is
+/// answered behind all that was admitted before it. So: what is listed both before and after such an answer.
+async fn present(cx: &Cx, record: &LedgerRecord, on: &BookieRef) -> Option<Vec<EntryId>> {
+    let (ledger, term) = (record.id, record.term);
+    let Outcome::Stat(Ok(before)) = cx.ask(on, Req::Stat { ledger }).await else { return None };
+    let barrier = Add { ledger, term, lac: None, lafr: None, attributes: None, entries: Vec::new() };
+    let Outcome::Add(Ok(())) = cx.ask(on, Req::Add(barrier)).await else { return None };
+    let Outcome::Stat(Ok(after)) = cx.ask(on, Req::Stat { ledger }).await else { return None };
+    let ids = after.present.iter().flat_map(|run| (run.first.0..=run.last.0).map(EntryId));
+    let durable: Vec<EntryId> = ids.filter(|id| within(&before.present, *id)).collect();
+    cx.check(|c| c.durably_listed(on, ledger, &durable));
+    Some(durable)
 }

@@ -21,8 +21,14 @@ use std::rc::Rc;
 pub(crate) type Bookies = Rc<RefCell<Vec<BookieRef>>>;
 
 /// Up to one bookie for each slot, none of `exclude`.
-pub(crate) fn place(cx: &Cx, bookies: &Bookies, slots: SlotSet, exclude: &[BookieRef]) -> Vec<(u32, BookieRef)> {
-    let mut free: Vec<BookieRef> = bookies.borrow().iter().filter(|b| !exclude.contains(b)).cloned().collect();
+pub(crate) fn place(
+    cx: &Cx,
+    bookies: &Bookies,
+    slots: SlotSet,
+    exclude: &[BookieRef],
+) -> Vec<(u32, BookieRef)> {
+    let mut free: Vec<BookieRef> =
+        bookies.borrow().iter().filter(|b| !exclude.contains(b)).cloned().collect();
     for at in (1..free.len()).rev() {
         let other = cx.below(at as u64 + 1) as usize;
         free.swap(at, other);
@@ -66,7 +72,9 @@ pub(crate) async fn replace(cx: &Cx, record: &LedgerRecord, over: Revision) -> C
                 return ChangeOutcome::Committed(revision);
             }
             (Some((_, revision)), Err(_)) if revision == over => cx.sleep(50 * MS + cx.below(300 * MS)).await,
-            (now, _) => return ChangeOutcome::Lost(now.map(|(record, revision)| (Box::new(record), revision))),
+            (now, _) => {
+                return ChangeOutcome::Lost(now.map(|(record, revision)| (Box::new(record), revision)));
+            }
         }
     }
 }

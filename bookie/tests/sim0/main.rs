@@ -6,7 +6,7 @@
 //! | `world` | the event loop, network, calls, processes |
 //! | `node` | a bookie: the real store on a simulated disk |
 //! | `meta` | metadata, topic record |
-//! | `broker`, `ledger`, `controller` | the processes: owner of a topic, ledger protocol, repair and deletion |
+//! | `broker`, `writer`, `ledger`, `controller` | the processes: owner of a topic, ledger protocol, repair and deletion |
 //! | `faults` | what strikes, within the damage that quorums promise to survive |
 //! | `check` | the observer: I1–I20 as far as their parts exist |
 //! | `run` | one seed: faults, healing, liveness, everything read back |
@@ -30,6 +30,7 @@ mod plan;
 mod run;
 mod trace;
 mod world;
+mod writer;
 
 use geminga_common::disk::{Disk, OpenMode, RealDisk};
 use std::collections::BTreeMap;
@@ -73,7 +74,9 @@ impl Sum {
 }
 
 fn command(seed: u64) -> String {
-    format!("GEMINGA_SIM0_REPLAY={seed} cargo test --release -p geminga-bookie --test sim0 replay -- --nocapture")
+    format!(
+        "GEMINGA_SIM0_REPLAY={seed} cargo test --release -p geminga-bookie --test sim0 replay -- --nocapture"
+    )
 }
 
 /// Runs a seed; every hundredth twice, and both must be the same. The answer is what it broke.
@@ -84,7 +87,11 @@ fn one(seed: u64, sum: &mut Sum) -> Option<String> {
     }
     if seed.is_multiple_of(100) {
         let again = run::seed(seed, false);
-        assert_eq!((report.hash, report.events), (again.hash, again.events), "seed {seed} does not repeat itself");
+        assert_eq!(
+            (report.hash, report.events),
+            (again.hash, again.events),
+            "seed {seed} does not repeat itself"
+        );
         sum.canaries += 1;
     }
     sum.add(&report);
@@ -143,7 +150,10 @@ fn replay() {
     let report = run::seed(asked.unwrap_or(7), true);
     if let Some(seed) = asked {
         println!("{}", report.trace);
-        println!("seed {seed}: {} events, hash {:016x}, broken: {:?}", report.events, report.hash, report.broken);
+        println!(
+            "seed {seed}: {} events, hash {:016x}, broken: {:?}",
+            report.events, report.hash, report.broken
+        );
     } else {
         assert!(report.trace == run::seed(7, true).trace, "one seed, two stories");
         assert!(report.trace.lines().count() > 50);

@@ -77,7 +77,8 @@ impl Meta {
 
     /// Runs a call now. The store in memory answers at once.
     pub(crate) fn run(&self, op: MetaOp, check: &mut Checker) -> Result<MetaReply, MetaError> {
-        let now = |answer: Option<Result<MetaReply, MetaError>>| answer.expect("the store in memory never waits");
+        let now =
+            |answer: Option<Result<MetaReply, MetaError>>| answer.expect("the store in memory never waits");
         let store = &self.store;
         now(match op {
             MetaOp::Get(key) => store.get(&key).map(|r| r.map(MetaReply::Record)).now_or_never(),

@@ -82,7 +82,8 @@ fn every_mutant_is_caught() {
                     counts.push(seeds);
                     example = broken;
                 }
-                None => missed.push(format!("{back:?} is not caught in {most} seeds from {}", 1_000_000 * (run + 1))),
+                None => missed
+                    .push(format!("{back:?} is not caught in {most} seeds from {}", 1_000_000 * (run + 1))),
             }
         }
         counts.sort_unstable();

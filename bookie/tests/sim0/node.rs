@@ -120,8 +120,8 @@ fn formatted(config: &Config, clock: &Arc<ManualClock>) -> (SimDisk, Incarnation
     FORMATTED.with_borrow_mut(|known| {
         let (disk, incarnation) = known.entry(seed).or_insert_with(|| {
             let disk = SimDisk::new();
-            let steps =
-                Steps::open(config.clone(), Arc::new(disk.clone()), clock.clone()).expect("a blank disk is formatted");
+            let steps = Steps::open(config.clone(), Arc::new(disk.clone()), clock.clone())
+                .expect("a blank disk is formatted");
             let incarnation = steps.incarnation();
             drop(steps);
             (disk, incarnation)
@@ -177,7 +177,8 @@ impl Node {
         let tell = move |result| outbox.lock().expect("no holder panics").push((order, result));
         match req.clone() {
             Req::Add(add) => {
-                return steps.add(add, Box::new(move |r: Result<(), AddError>| tell(r.map_err(Refusal::Add))));
+                return steps
+                    .add(add, Box::new(move |r: Result<(), AddError>| tell(r.map_err(Refusal::Add))));
             }
             Req::Fence { ledger, term, .. } => {
                 steps.fence(ledger, term, Box::new(move |r| tell(r.map_err(Refusal::Control))));
@@ -352,7 +353,8 @@ impl World {
                 let serving = self.nodes[node].steps.as_ref().is_some_and(|s| s.health() == Health::Serving);
                 let result = control(result);
                 self.check.control("delete", &result, serving);
-                self.trace.note(self.now, "deleted", node as u64, ledger.0, || format!("b{node} deletes {ledger}"));
+                self.trace
+                    .note(self.now, "deleted", node as u64, ledger.0, || format!("b{node} deletes {ledger}"));
                 Outcome::Control(result)
             }
             Req::Read(_) | Req::Stat { .. } => return,
@@ -489,7 +491,8 @@ impl World {
         let steps = match Steps::open(n.config.clone(), disk, n.clock.clone()) {
             Ok(steps) => steps,
             Err(OpenError::Disk(error)) => {
-                self.trace.note(self.now, "start", node as u64, 1, || format!("b{node} does not start: {error}"));
+                self.trace
+                    .note(self.now, "start", node as u64, 1, || format!("b{node} does not start: {error}"));
                 return self.crash(node, false);
             }
             Err(error) => return self.check.broken(format!("b{node} does not open: {error}")),
@@ -582,7 +585,9 @@ impl World {
         n.damaged = true;
         let me = n.me.clone();
         self.check.damaged(&me);
-        self.trace.note(self.now, "flip", node as u64, byte, || format!("{me}: bit flips at {byte} of {}", path.display()));
+        self.trace.note(self.now, "flip", node as u64, byte, || {
+            format!("{me}: bit flips at {byte} of {}", path.display())
+        });
         let run = self.nodes[node].run;
         let delay = 2 * SECOND + self.rng.below(15 * SECOND);
         self.after(delay, Ev::Node(node, run, NodeEvent::NewDisk));
@@ -607,7 +612,8 @@ impl World {
         n.damaged = true;
         let me = n.me.clone();
         self.check.damaged(&me);
-        self.trace.note(self.now, "lose", node as u64, dice % 5, || format!("{me} loses files ({})", dice % 5));
+        self.trace
+            .note(self.now, "lose", node as u64, dice % 5, || format!("{me} loses files ({})", dice % 5));
         let run = self.nodes[node].run;
         let delay = 8 * SECOND + self.rng.below(15 * SECOND);
         self.after(delay, Ev::Node(node, run, NodeEvent::NewDisk));

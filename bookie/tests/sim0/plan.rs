@@ -10,17 +10,8 @@ pub(crate) const MS: Us = 1000;
 pub(crate) const SECOND: Us = 1_000_000;
 
 /// (E, Qw, Qa), by weight of appearance.
-const QUORUMS: [(u32, u32, u32); 9] = [
-    (3, 3, 2),
-    (3, 3, 2),
-    (3, 3, 2),
-    (3, 2, 2),
-    (4, 3, 2),
-    (3, 3, 3),
-    (2, 2, 1),
-    (2, 2, 2),
-    (5, 3, 2),
-];
+const QUORUMS: [(u32, u32, u32); 9] =
+    [(3, 3, 2), (3, 3, 2), (3, 3, 2), (3, 2, 2), (4, 3, 2), (3, 3, 3), (2, 2, 1), (2, 2, 2), (5, 3, 2)];
 
 /// A fault that strikes at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -127,7 +127,9 @@ fn whole(sim: &Sim) -> bool {
 /// The record without the bookie that hangs: a reader learns to ask it last.
 fn asked_last(cx: &Cx, mut record: LedgerRecord) -> LedgerRecord {
     let hung = cx.check(|c| c.hung.clone());
-    for member in record.fragments.iter_mut().flat_map(|f| &mut f.ensemble).filter(|m| m.is_some() && **m == hung) {
+    for member in
+        record.fragments.iter_mut().flat_map(|f| &mut f.ensemble).filter(|m| m.is_some() && **m == hung)
+    {
         *member = None;
     }
     record
@@ -150,7 +152,9 @@ async fn read_everything(cx: Cx) {
                 match read_one(&cx, &record, id).await {
                     Ok(Some(entry)) => break entry,
                     Ok(None) => {
-                        return cx.check(|c| c.broken(format!("S1: a quorum says that {}:{id} does not exist", record.id)));
+                        return cx.check(|c| {
+                            c.broken(format!("S1: a quorum says that {}:{id} does not exist", record.id))
+                        });
                     }
                     Err(()) => cx.sleep(500 * MS).await,
                 }

@@ -61,7 +61,14 @@ impl Trace {
     }
 
     /// Something worth knowing.
-    pub(crate) fn note(&mut self, now: Us, kind: &'static str, a: u64, b: u64, text: impl FnOnce() -> String) {
+    pub(crate) fn note(
+        &mut self,
+        now: Us,
+        kind: &'static str,
+        a: u64,
+        b: u64,
+        text: impl FnOnce() -> String,
+    ) {
         self.mix(kind.len() as u64 ^ a << 48 ^ b);
         if self.verbose {
             let text = text();

@@ -36,11 +36,24 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug)]
 pub(crate) enum Ev {
     /// A request reaches a bookie.
-    ToBookie { node: usize, call: u64, proc: usize, to: BookieRef, req: Req },
+    ToBookie {
+        node: usize,
+        call: u64,
+        proc: usize,
+        to: BookieRef,
+        req: Req,
+    },
     /// An answer reaches a process.
-    ToProc { call: u64, outcome: Outcome },
+    ToProc {
+        call: u64,
+        outcome: Outcome,
+    },
     Node(usize, u64, NodeEvent),
-    MetaArrives { call: u64, op: MetaOp, reply: bool },
+    MetaArrives {
+        call: u64,
+        op: MetaOp,
+        reply: bool,
+    },
     Resume(usize, u64),
     /// A watch tells a process that something changed.
     Hint(usize),
@@ -317,7 +330,10 @@ impl World {
         if let Some(what) = what {
             self.trace.text(self.now, &format!("metadata: {what} -> {answer:?}"));
         }
-        if changes && matches!(answer, Ok(MetaReply::Txn(TxnOutcome::Committed(_)))) && self.now >= self.hinted + 50 * MS {
+        if changes
+            && matches!(answer, Ok(MetaReply::Txn(TxnOutcome::Committed(_))))
+            && self.now >= self.hinted + 50 * MS
+        {
             self.hinted = self.now;
             self.tell_watchers();
         }
@@ -386,7 +402,11 @@ impl Sim {
     }
 
     /// Brings a process to life.
-    pub(crate) fn start<F: Future<Output = ()> + 'static>(self: &Rc<Self>, proc: usize, run: impl FnOnce(Cx) -> F) {
+    pub(crate) fn start<F: Future<Output = ()> + 'static>(
+        self: &Rc<Self>,
+        proc: usize,
+        run: impl FnOnce(Cx) -> F,
+    ) {
         let mut w = self.w.borrow_mut();
         w.procs[proc].life += 1;
         w.procs[proc].alive = true;

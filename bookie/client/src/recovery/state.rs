@@ -597,3 +597,34 @@ impl State {
         close_repair(&repair, self.end.previous())
     }
 }
+
+#[cfg(test)]
+impl State {
+    /// The same state with slots renamed: `to[i]` is the new number of slot i. For the exploration, which merges such states.
+    pub(crate) fn permuted(&self, to: &[u32]) -> Self {
+        let set = |slots: SlotSet| -> SlotSet { slots.iter().map(|s| to[s as usize]).collect() };
+        let writing = |w: &Writing| {
+            let mut next = w.clone();
+            for (at, slot) in to.iter().map(|slot| *slot as usize).enumerate() {
+                next.ensemble[slot].clone_from(&w.ensemble[at]);
+                next.generations[slot] = w.generations[at];
+                next.outstanding[slot] = w.outstanding[at];
+            }
+            next.acked.iter_mut().for_each(|acked| *acked = set(*acked));
+            next.given_up = set(w.given_up);
+            next
+        };
+        let mut next = self.clone();
+        for (at, slot) in to.iter().enumerate() {
+            next.members[*slot as usize] = self.members[at].clone();
+        }
+        next.record = self.record.permuted(to);
+        next.phase = match &self.phase {
+            Phase::Reading { slot, first } => Phase::Reading { slot: to[*slot as usize], first: *first },
+            Phase::Placing(slots, w) => Phase::Placing(set(*slots), writing(w)),
+            Phase::Writing(w) => Phase::Writing(writing(w)),
+            other => other.clone(),
+        };
+        next
+    }
+}
