@@ -237,7 +237,7 @@ impl Checker {
     // ---- bookies -------------------------------------------------------------------------------------------------------
 
     /// An add leaves a process.
-    pub(crate) fn sent(&mut self, add: &Add, _now: Us) {
+    pub(crate) fn sent(&mut self, add: &Add) {
         if add.term != Term(1) {
             return self.known(add.ledger, &add.entries, "written back");
         }
@@ -294,7 +294,7 @@ impl Checker {
     }
 
     /// A bookie answers a read.
-    pub(crate) fn read(&mut self, me: &BookieRef, read: &Read, answer: &ReadAnswer, _damaged: bool) {
+    pub(crate) fn read(&mut self, me: &BookieRef, read: &Read, answer: &ReadAnswer) {
         match answer {
             ReadAnswer::Found(entries) => self.known(read.ledger, entries, "read"),
             ReadAnswer::NotFound(_) => self.absent(me, read.ledger, read.first, "not found"),

@@ -131,7 +131,7 @@ fn formatted(config: &Config, clock: &Arc<ManualClock>) -> (SimDisk, Incarnation
 }
 
 impl Node {
-    pub(crate) fn new(number: usize, _seed: u64, clock: Arc<ManualClock>) -> Self {
+    pub(crate) fn new(number: usize, clock: Arc<ManualClock>) -> Self {
         let config = config(number, 0);
         let (disk, incarnation) = formatted(&config, &clock);
         Self {
@@ -258,7 +258,7 @@ impl World {
                 let Some(steps) = &n.steps else { return };
                 let answer = steps.read(read);
                 let me = n.me.clone();
-                self.check.read(&me, &read, &answer, self.nodes[node].damaged);
+                self.check.read(&me, &read, &answer);
                 self.reply(node, proc, call, Outcome::Read(answer));
             }
             Req::Stat { ledger } => {

@@ -143,7 +143,7 @@ impl World {
     pub(crate) fn new(seed: u64, plan: Plan, verbose: bool) -> Self {
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
         let procs = plan.brokers + 2;
-        let nodes: Vec<Node> = (0..plan.bookies).map(|n| Node::new(n, seed, clock.clone())).collect();
+        let nodes: Vec<Node> = (0..plan.bookies).map(|n| Node::new(n, clock.clone())).collect();
         let mut world = Self {
             now: 0,
             seq: 0,
@@ -230,7 +230,7 @@ impl World {
         self.after(patience(&req), Ev::ToProc { call, outcome: unknown(&req) });
         let Some(node) = self.nodes.iter().position(|n| n.id == to.id) else { return };
         if let Req::Add(add) = &req {
-            self.check.sent(add, self.now);
+            self.check.sent(add);
         }
         let mut arrival = self.now + 100 + self.rng.below(900);
         if self.chance(self.net.delay) {
