@@ -147,6 +147,10 @@ impl Connection {
                         if let Err(end) = self.burst().await {
                             return end;
                         }
+                        if slowed {
+                            // The topic counts what came before more is read: the pause it asks for is then in force.
+                            tokio::task::yield_now().await;
+                        }
                     }
                     Err(error) => return End::Io(error),
                 },
