@@ -796,20 +796,6 @@ def _(context):
     return seen
 
 
-@probe("seek/right-after-another")
-def _(context):
-    topic = context.topic()
-    with context.raw() as raw:
-        raw.subscribe(topic, name="me")
-        earliest = message((1, 2**64 - 1), (2, 2**64 - 1))
-        raw.write(command("SEEK", (1, 1), (2, 21), (3, earliest)))
-        first = raw.until("SUCCESS", "ERROR")
-        raw.write(command("SEEK", (1, 1), (2, 22), (3, earliest)))
-        raw.write(command("SUBSCRIBE", (1, topic), (2, "s"), (3, 0), (4, 1), (5, 23), (6, "me")))
-        answers = sorted(f"{answer} of {answer.get(1)}" for answer in (raw.until("SUCCESS", "ERROR"), raw.until("SUCCESS", "ERROR")))
-        return f"{first} then {answers}"
-
-
 @probe("transactions/off")
 def _(context):
     with context.raw() as raw:
