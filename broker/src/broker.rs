@@ -269,6 +269,7 @@ impl Broker {
             let _gone = handle.ask(Message::Unload).await;
         }
         self.cursor_logs.lock().await.clear();
+        self.ownership.release_all();
         self.session.end().await;
     }
 

@@ -17,7 +17,7 @@ pub struct Config {
     /// Bytes of messages that may wait for storage over all connections. Default 64 MiB, at least the largest message. Above it
     /// connections are not read until messages are stored.
     pub publish_budget: ByteSize,
-    /// Bytes of recent messages kept for consumers at the tail. Default 64 MiB, 0 turns the cache off.
+    /// Bytes of recent messages kept for consumers at the tail. Default 32 MiB, 0 turns the cache off.
     pub cache: ByteSize,
     /// Milliseconds between signs of life. Default 30 000, 100 to 300 000. A peer silent for two of them is dropped.
     pub keep_alive_ms: u64,
@@ -49,7 +49,7 @@ impl Default for Config {
             cluster: "standalone".to_owned(),
             max_message_size: ByteSize(5 << 20),
             publish_budget: ByteSize(64 << 20),
-            cache: ByteSize(64 << 20),
+            cache: ByteSize(32 << 20),
             keep_alive_ms: 30_000,
             liveness_timeout_ms: 5_000,
             cursor_write_ms: 1_000,

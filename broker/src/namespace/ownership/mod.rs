@@ -212,6 +212,11 @@ impl Ownership {
         }
     }
 
+    /// Forgets every grant because this broker stops: its topics are unloaded, and the end of its lease frees the owner keys.
+    pub fn release_all(&self) {
+        self.inner.held.lock().clear();
+    }
+
     async fn give_up(&self, grant: &Grant) {
         let gone = {
             let mut held = self.inner.held.lock();
