@@ -12,7 +12,14 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Cluster the store belongs to; a store of another cluster is refused. At most 255 bytes.
     pub cluster: String,
-    /// Journal writes in flight, 1 to 8.
+    /// Shards: each owns the ledgers whose id modulo their number is its own, with a journal, cache and segments of its own. 1 to
+    /// 64; fixed when the store is made. Memory settings are for all of them together.
+    pub shards: u16,
+    /// Further data directories, for shards beyond the first. Fixed when the store is made.
+    pub more_data_dirs: Vec<PathBuf>,
+    /// Directories for journals, on devices of their own; none: below the data. Fixed when the store is made.
+    pub journal_dirs: Vec<PathBuf>,
+    /// Journal writes in flight per shard, 1 to 8.
     pub journal_in_flight: usize,
     /// Size of a journal file, in bytes.
     pub journal_file_size: u64,
@@ -36,6 +43,28 @@ pub struct Config {
     pub inbox_bytes: usize,
     /// Journal bytes kept for fences, seals and deletes when no further file can be had.
     pub control_reserve: u64,
+    /// At which shares of the disk less and less is taken.
+    pub watermarks: crate::Watermarks,
+    /// Bytes that recoveries may write while the disk is too full for other adds.
+    pub recovery_reserve: u64,
+    /// Bytes held in a file that is given up when the disk is full, so that a flush, a journal file and the manifest always find
+    /// room. One journal file's size per shard is held beside it. 0: none is held, and a full disk may keep deletions waiting. Should
+    /// be at least `write_cache`.
+    pub ballast: u64,
+    /// Dead bytes in a row from which on they are given back to the disk, at least 4096.
+    pub punch_bytes: u64,
+    /// Holes punched a second, at most: each costs the disk some milliseconds.
+    pub punch_rate: u32,
+    /// A ledger's run below this many bytes goes to a segment of small runs, which is merged with others later.
+    pub small_run: usize,
+    /// Segments of small runs of about the same size that are merged into one, at least 2.
+    pub merge_count: usize,
+    /// Bytes of segments that one merge may read.
+    pub merge_bytes: u64,
+    /// Every byte in segments is read and checked once in this time.
+    pub scrub_period: Duration,
+    /// Bytes a second that checking may read, whatever the period says.
+    pub scrub_rate: u64,
     /// Threads that read segments.
     pub readers: usize,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
@@ -58,6 +87,9 @@ impl Config {
             id,
             data_dir,
             cluster: cluster.to_owned(),
+            shards: 1,
+            more_data_dirs: Vec::new(),
+            journal_dirs: Vec::new(),
             journal_in_flight: 4,
             journal_file_size: 128 << 20,
             journal_file_size_first: 8 << 20,
@@ -70,6 +102,16 @@ impl Config {
             entry_bytes_max: (5 << 20) + (64 << 10),
             inbox_bytes: 256 << 20,
             control_reserve: 64 << 10,
+            watermarks: crate::Watermarks::default(),
+            recovery_reserve: 256 << 20,
+            ballast: 64 << 20,
+            punch_bytes: 1 << 20,
+            punch_rate: 100,
+            small_run: 64 << 10,
+            merge_count: 8,
+            merge_bytes: 256 << 20,
+            scrub_period: Duration::from_secs(14 * 24 * 3600),
+            scrub_rate: 16 << 20,
             readers: 2,
             seed: None,
             #[cfg(feature = "museum")]
@@ -99,10 +141,41 @@ impl Config {
             (self.entry_bytes_max <= 1 << 30, "entry_bytes_max must be at most 1 GiB"),
             (self.readers >= 1, "readers must be at least 1"),
             (self.write_cache >= 4096, "write_cache must be at least 4096"),
+            (
+                self.watermarks.sound(),
+                "disk watermarks must rise, and each must be left below where it is entered",
+            ),
+            (
+                self.punch_bytes >= 4096 && self.punch_rate >= 1,
+                "punch_bytes must be at least 4096, punch_rate 1",
+            ),
+            (self.merge_count >= 2, "merge_count must be at least 2"),
+            ((1..=64).contains(&self.shards), "shards must be 1 to 64"),
+            (
+                self.more_data_dirs.len() < usize::from(self.shards)
+                    && self.journal_dirs.len() <= usize::from(self.shards),
+                "there must not be more directories than shards",
+            ),
+            (self.scrub_rate >= 4096, "scrub_rate must be at least 4096"),
+            (self.scrub_period >= Duration::from_secs(1), "scrub_period must be at least a second"),
         ];
         match rules.iter().find(|(good, _)| !good) {
             Some((_, text)) => Err(ConfigError(text)),
             None => Ok(()),
         }
+    }
+
+    /// What one shard may take.
+    pub(crate) fn share(&self) -> std::sync::Arc<Self> {
+        let n = usize::from(self.shards);
+        std::sync::Arc::new(Self {
+            write_cache: (self.write_cache / n).max(4096),
+            block_cache: self.block_cache / n,
+            inbox_bytes: self.inbox_bytes / n,
+            recovery_reserve: self.recovery_reserve / n as u64,
+            ballast: if self.ballast == 0 { 0 } else { self.ballast / n as u64 + self.journal_file_size },
+            scrub_rate: (self.scrub_rate / n as u64).max(4096),
+            ..self.clone()
+        })
     }
 }

@@ -5,15 +5,15 @@
 //! damage: a later batch, or the manifest, that knew the missing one to be durable. There is no way to skip a bad batch.
 
 use crate::Config;
-use crate::format::journal::{self as format, Found, Record};
+use crate::format::journal::{self as format, Found, Owner, Record};
 use crate::mutant::Mutant;
 use crate::shard::JournalFile;
+use crate::store::Place;
 use bytes::Bytes;
 use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 const PAGE: usize = 4096;
 const PIECE: usize = 1 << 20;
@@ -21,7 +21,7 @@ const PIECE: usize = 1 << 20;
 /// Makes a file ready for batches of `generation`: zero-fills a new one, or takes a recycled one over by its header.
 pub(crate) fn prepare(
     disk: &dyn Disk,
-    dir: &Path,
+    place: &Place,
     store: u64,
     generation: u64,
     recycled: Option<JournalFile>,
@@ -29,13 +29,18 @@ pub(crate) fn prepare(
 ) -> io::Result<JournalFile> {
     let mut file = match recycled {
         Some(file) => file,
-        None => create(disk, dir, generation, size)?,
+        None => create(disk, &place.journal_dir, generation, size)?,
     };
     let mut page = AlignedBuf::zeroed(PAGE);
-    page.as_mut_slice()[..36].copy_from_slice(&format::encode_header(store, generation));
+    page.as_mut_slice()[..36].copy_from_slice(&format::encode_header(owner(place, store), generation));
     file.file.write_all_at(page.as_slice(), 0)?;
     file.generation = generation;
     Ok(file)
+}
+
+/// Whose journal it is.
+pub(crate) fn owner(place: &Place, store: u64) -> Owner {
+    Owner { store, shard: place.shard, shards: place.shards }
 }
 
 fn create(disk: &dyn Disk, dir: &Path, generation: u64, size: u64) -> io::Result<JournalFile> {
@@ -68,6 +73,8 @@ pub(crate) struct Replay {
     pub(crate) records: Vec<Record>,
     /// The first batch that is missing: writing goes on with its number.
     pub(crate) stopped: u64,
+    /// Above every batch there is, and a gap.
+    pub(crate) resume_at: u64,
     /// Something acknowledged is missing.
     pub(crate) damaged: bool,
     /// Files and the highest batch in each.
@@ -76,44 +83,115 @@ pub(crate) struct Replay {
     pub(crate) end: Option<(usize, u64)>,
 }
 
-struct Scanned {
-    found: Found,
-    file: usize,
-    records: Bytes,
+/// A sound batch of a file.
+pub(crate) struct Scanned {
+    pub(crate) found: Found,
+    /// Number of its file in the survey.
+    pub(crate) file: usize,
+    pub(crate) records: Bytes,
     end: u64,
 }
 
-/// Replays the journal in `dir`. Batches below `mark` are in segments; those up to `durable` were durable when the manifest was
+/// A journal file as it is found.
+pub(crate) struct Surveyed {
+    pub(crate) name: String,
+    pub(crate) len: u64,
+    /// `None`: the header is none of this journal.
+    pub(crate) generation: Option<u64>,
+    /// All zeros: never used, its making was cut short.
+    pub(crate) blank: bool,
+}
+
+/// All that lies in a journal directory.
+#[derive(Default)]
+pub(crate) struct Survey {
+    pub(crate) files: Vec<Surveyed>,
+    pub(crate) batches: Vec<Scanned>,
+}
+
+/// Reads all files of a journal, and changes nothing.
+pub(crate) fn survey(disk: &dyn Disk, place: &Place, store: u64) -> io::Result<Survey> {
+    let mut survey = Survey::default();
+    for name in disk.list(&place.journal_dir)? {
+        if name.ends_with(".jnl") {
+            scan(disk, place, name, store, &mut survey)?;
+        }
+    }
+    Ok(survey)
+}
+
+fn scan(disk: &dyn Disk, place: &Place, name: String, store: u64, survey: &mut Survey) -> io::Result<()> {
+    let direct = disk.open(&place.journal_dir.join(&name), OpenMode::ReadDirect)?;
+    let len = direct.len()? as usize / PAGE * PAGE;
+    let bytes = read_all(&*direct, len)?;
+    let bytes = bytes.as_slice();
+    let generation = bytes.get(..PAGE).and_then(|page| format::decode_header(page, owner(place, store)));
+    let blank = generation.is_none() && bytes.iter().all(|b| *b == 0);
+    survey.files.push(Surveyed { name, len: len as u64, generation, blank });
+    let Some(generation) = generation else { return Ok(()) };
+    let mut at = PAGE;
+    while at < len {
+        match format::decode_batch(&bytes[at..], store, generation) {
+            Some(found) => {
+                let start = at + format::BATCH_HEADER;
+                at += format::batch_len(found.records_len);
+                let records = Bytes::copy_from_slice(&bytes[start..start + found.records_len]);
+                survey.batches.push(Scanned { found, file: survey.files.len() - 1, records, end: at as u64 });
+            }
+            None => at += PAGE,
+        }
+    }
+    Ok(())
+}
+
+/// Batches in sequence, and where the sequence that counts ends.
+pub(crate) struct Chain {
+    batches: BTreeMap<u64, Scanned>,
+    /// The first that is missing.
+    pub(crate) stopped: u64,
+    /// Known to have been durable up to here: a chain that ends before has lost something.
+    pub(crate) known: u64,
+}
+
+/// Follows the sequence from `mark` on.
+pub(crate) fn follow(mut batches: Vec<Scanned>, mark: u64, durable: u64) -> Chain {
+    void_left_behind(&mut batches);
+    batches.sort_by_key(|b| b.found.head.generation);
+    let batches: BTreeMap<u64, Scanned> = batches.into_iter().map(|b| (b.found.head.seq, b)).collect();
+    let known = batches.values().map(|b| b.found.head.durable).max().unwrap_or(0).max(durable);
+    let mut stopped = mark;
+    while batches.contains_key(&stopped) {
+        stopped += 1;
+    }
+    Chain { batches, stopped, known }
+}
+
+/// Replays the journal of a place. Batches below `mark` are in segments; those up to `durable` were durable when the manifest was
 /// written.
 pub(crate) fn replay(
     disk: &dyn Disk,
-    dir: &Path,
+    place: &Place,
     store: u64,
     (mark, durable): (u64, u64),
     config: &Config,
 ) -> io::Result<Replay> {
-    let (mut files, mut batches, mut headers_sound) = (Vec::new(), Vec::new(), true);
-    for name in disk.list(dir)? {
-        if name.ends_with(".jnl") {
-            headers_sound &= scan(disk, dir, &name, store, &mut files, &mut batches)?;
+    let Survey { files: found, batches } = survey(disk, place, store)?;
+    let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
+    let Chain { batches: chain, stopped, known } = follow(batches, mark, durable);
+    // Numbers of files in the survey become those of the files that are taken over.
+    let (mut files, mut numbers) = (Vec::new(), BTreeMap::new());
+    for (number, file) in found.iter().enumerate() {
+        if let Some(taken) = take_over(disk, &place.journal_dir.join(&file.name), file)? {
+            numbers.insert(number, files.len());
+            let batches = chain.values().filter(|b| b.file == number);
+            files.push((taken, batches.map(|b| b.found.head.seq).max().unwrap_or(0)));
         }
     }
-    void_left_behind(&mut batches);
-    let mut replay = Replay { records: Vec::new(), stopped: mark, damaged: false, files, end: None };
-    let mut chain: BTreeMap<u64, Scanned> = BTreeMap::new();
-    batches.sort_by_key(|b| b.found.head.generation);
-    for batch in batches {
-        let seq = batch.found.head.seq;
-        replay.files[batch.file].1 = replay.files[batch.file].1.max(seq);
-        chain.insert(seq, batch);
-    }
-    let known = chain.values().map(|b| b.found.head.durable).max().unwrap_or(0).max(durable);
-    while let Some(batch) = chain.get(&replay.stopped) {
-        replay.end = Some((batch.file, batch.end));
-        replay.stopped += 1;
-    }
-    let stopped = replay.stopped;
-    replay.damaged = known >= stopped || !headers_sound;
+    let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
+    let last = stopped.checked_sub(1).and_then(|seq| chain.get(&seq)).filter(|b| b.found.head.seq >= mark);
+    let end = last.and_then(|b| Some((*numbers.get(&b.file)?, b.end)));
+    let damaged = known >= stopped || !headers_sound;
+    let mut replay = Replay { records: Vec::new(), stopped, resume_at: highest + 2, damaged, files, end };
     let skip = config.has(Mutant::BadRecordSkipped);
     if skip || config.has(Mutant::ChecksumTruncates) {
         replay.damaged = false;
@@ -129,6 +207,20 @@ pub(crate) fn replay(
         replay.stopped = stopped.max(last + 1);
     }
     Ok(replay)
+}
+
+/// Makes a file that was read the store's own. A blank one is removed, one that does not check is left alone.
+fn take_over(disk: &dyn Disk, path: &Path, found: &Surveyed) -> io::Result<Option<JournalFile>> {
+    let Some(generation) = found.generation else {
+        if found.blank {
+            disk.remove(path)?;
+        }
+        return Ok(None);
+    };
+    // A killed process leaves writes that the device may still hold in its cache: what is replayed must stay.
+    disk.open(path, OpenMode::ReadWrite)?.sync_data()?;
+    let file = disk.open(path, OpenMode::JournalDirect)?;
+    Ok(Some(JournalFile { generation, capacity: found.len, file }))
 }
 
 /// Drops what a replay before this one stopped short of: batches of an older generation at or above its end.
@@ -148,55 +240,10 @@ fn void_left_behind(batches: &mut Vec<Scanned>) {
     batches.retain(|b| !void(b));
 }
 
-fn scan(
-    disk: &dyn Disk,
-    dir: &Path,
-    name: &str,
-    store: u64,
-    files: &mut Vec<(JournalFile, u64)>,
-    batches: &mut Vec<Scanned>,
-) -> io::Result<bool> {
-    let path = dir.join(name);
-    let direct = disk.open(&path, OpenMode::ReadDirect)?;
-    let len = direct.len()? as usize / PAGE * PAGE;
-    let bytes = read_all(&*direct, len)?;
-    let bytes = bytes.as_slice();
-    let Some(generation) = bytes.get(..PAGE).and_then(|page| format::decode_header(page, store)) else {
-        // Zeros: never used, its making was cut short. Anything else is damage: a header is written within one sector.
-        let blank = bytes.iter().all(|b| *b == 0);
-        if blank {
-            disk.remove(&path)?;
-        }
-        return Ok(blank);
-    };
-    // A killed process leaves writes that the device may still hold in its cache: what is replayed must stay.
-    disk.open(&path, OpenMode::ReadWrite)?.sync_data()?;
-    let handle = disk.open(&path, OpenMode::JournalDirect)?;
-    files.push((JournalFile { generation, capacity: len as u64, file: handle }, 0));
-    let mut at = PAGE;
-    while at < len {
-        match format::decode_batch(&bytes[at..], store, generation) {
-            Some(found) => {
-                let start = at + format::BATCH_HEADER;
-                at += format::batch_len(found.records_len);
-                let records = Bytes::copy_from_slice(&bytes[start..start + found.records_len]);
-                batches.push(Scanned { found, file: files.len() - 1, records, end: at as u64 });
-            }
-            None => at += PAGE,
-        }
-    }
-    Ok(true)
-}
-
 fn read_all(file: &dyn geminga_common::disk::DiskFile, len: usize) -> io::Result<AlignedBuf> {
     let mut whole = AlignedBuf::zeroed(len);
     for (number, piece) in whole.as_mut_slice().chunks_mut(PIECE).enumerate() {
         file.read_exact_at(piece, (number * PIECE) as u64)?;
     }
     Ok(whole)
-}
-
-/// Where the files of a journal lie.
-pub(crate) fn dir(config: &Config) -> Arc<Path> {
-    config.data_dir.join("journal").into()
 }

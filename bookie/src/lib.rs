@@ -7,22 +7,29 @@
 //! | [`InProcess`] | `BookieRpc` over bookies of this process |
 //! | [`node`] | a bookie as a process of a cluster: registration, liveness |
 //! | [`service`] | the gRPC edge |
-//! | `store` | opening a store; its single steps, without threads |
+//! | [`promote`] | a new incarnation for a store that lost data |
+//! | [`Room`] | how full the disk is, in steps with hysteresis (pure) |
+//! | `store` | opening a store; its single steps, without threads: flush, collect, punch, merge, scrub |
+//! | `gc` | what is dead, what is worth merging (pure) |
 //! | `shard` | the machine: admission, write cache, batches, flush plans (pure) |
 //! | `journal` | journal files, replay |
 //! | `segments` | segment files: written, read, looked up |
 //! | `manifest` | segments, ledger states and the journal's mark, in redb |
 //! | `query` | reads, tails, stats |
+//! | [`inspect`] | looking into a store offline |
 //! | `format` | the bytes of every file |
 //! | `fuzz` | entry points of fuzz runs |
 //! | `mutant` | known defects, for tests |
 
 mod config;
 mod engine;
+mod figures;
 mod format;
 #[cfg(feature = "test-util")]
 pub mod fuzz;
+mod gc;
 mod in_process;
+pub mod inspect;
 mod journal;
 mod manifest;
 #[cfg(feature = "museum")]
@@ -35,11 +42,14 @@ mod query;
 mod segments;
 pub mod service;
 mod shard;
+mod space;
 #[cfg(any(test, feature = "test-util"))]
 pub mod steps;
 mod store;
 
 pub use config::{Config, ConfigError};
-pub use engine::{Bookie, Health};
+pub use engine::{Bookie, Health, promote};
+pub use figures::Figures;
 pub use in_process::InProcess;
+pub use space::{Room, Watermarks};
 pub use store::OpenError;

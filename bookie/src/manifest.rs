@@ -1,8 +1,11 @@
 //! The manifest: which segments exist, what is known of each ledger, and from which journal batch on replay must start. One redb
 //! database; every change is one transaction.
 //!
-//! Tables: `store` (text → u64: `mark`, `durable`, `segment` = next segment id, `boot`), `segments` (segment id → file length u64,
-//! footer length u64, lowest ledger u64, highest ledger u64), `ledgers` (ledger id → state row).
+//! Tables: `store` (text → u64: `mark`, `durable`, `segment` = next segment id, `boot`, `wm` = dead-id watermark + 1, `scrub` = the
+//! segment that checking goes on with), `segments` (segment id → file length, footer length, lowest ledger, highest ledger, live bytes,
+//! flags: 1 holes are to be punched, 2 small runs; u64 each. The first format has the first four words only), `forgotten` (segment
+//! id → nothing: out of use, its file may be there still), `bad` ((segment id, offset) → length of a block that did not check),
+//! `ledgers` (ledger id → state row).
 
 use crate::format::Fields;
 use crate::format::row::LedgerRow;
@@ -10,13 +13,17 @@ use crate::mutant::Mutant;
 use crate::segments::SegmentRow;
 use crate::shard::FlushPlan;
 use geminga_common::disk::{Disk, RedbFile};
-use geminga_common::ids::LedgerId;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use geminga_common::ids::{LedgerId, Term};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition, WriteTransaction,
+};
 use std::io;
 use std::path::Path;
 
 const STORE: TableDefinition<'_, &str, u64> = TableDefinition::new("store");
 const SEGMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("segments");
+const FORGOTTEN: TableDefinition<'_, u64, ()> = TableDefinition::new("forgotten");
+const BAD: TableDefinition<'_, (u64, u64), u64> = TableDefinition::new("bad");
 const LEDGERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledgers");
 
 /// Counters never come near this: one that does is damage, and what is added to it must not overflow.
@@ -30,8 +37,36 @@ pub(crate) struct Content {
     pub(crate) durable: u64,
     pub(crate) next_segment: u64,
     pub(crate) boot: u64,
+    pub(crate) dead_below: Option<LedgerId>,
+    pub(crate) scrub: u64,
     pub(crate) segments: Vec<SegmentRow>,
+    pub(crate) forgotten: Vec<u64>,
+    pub(crate) bad: Vec<BadBlock>,
     pub(crate) ledgers: Vec<(LedgerId, LedgerRow)>,
+}
+
+/// A block that was read and did not check.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct BadBlock {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// A change besides a flush.
+#[derive(Default)]
+pub(crate) struct Change {
+    /// Rows that are new or have changed.
+    pub(crate) put: Vec<SegmentRow>,
+    /// Segments that are out of use from now on; their files may be removed.
+    pub(crate) forget: Vec<u64>,
+    /// Segments of which nothing is left on the disk.
+    pub(crate) removed: Vec<u64>,
+    /// Ledgers of which nothing need be known any more.
+    pub(crate) ledgers: Vec<LedgerId>,
+    pub(crate) bad: Vec<BadBlock>,
+    pub(crate) next_segment: u64,
+    pub(crate) scrub: Option<u64>,
 }
 
 /// Why the manifest did not open.
@@ -57,13 +92,17 @@ fn open_error(error: impl Into<redb::Error>) -> ManifestError {
 
 impl Manifest {
     pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<(Self, Content), ManifestError> {
-        let file = RedbFile::open(disk, path).map_err(ManifestError::Io)?;
+        Self::over(RedbFile::open(disk, path).map_err(ManifestError::Io)?)
+    }
+
+    /// Over any backend: a file, or a copy of one in memory.
+    pub(crate) fn over(backend: impl StorageBackend) -> Result<(Self, Content), ManifestError> {
         // Without the check redb believes every page of a file that was closed in order, and panics on one that is not what it
         // seems. Reading them all once, against their checksums, turns bit rot into damage that is named.
         let database = Database::builder()
             .set_cache_size(4 << 20)
             .set_check_integrity_on_open(true)
-            .create_with_backend(file)
+            .create_with_backend(backend)
             .map_err(open_error)?;
         let content = Self::read(&database).map_err(open_error)?.ok_or(ManifestError::Damaged)?;
         Ok((Self(database), content))
@@ -83,6 +122,8 @@ impl Manifest {
             durable: word("durable")?,
             next_segment: word("segment")?.max(1),
             boot: word("boot")?,
+            dead_below: word("wm")?.checked_sub(1).map(LedgerId),
+            scrub: word("scrub")?,
             ..Content::default()
         };
         if [content.mark, content.durable, content.next_segment].iter().any(|word| *word >= WORD_LIMIT) {
@@ -90,74 +131,122 @@ impl Manifest {
         }
         for item in txn.open_table(SEGMENTS)?.iter()? {
             let (id, row) = item?;
-            let mut f = Fields(row.value());
-            let Some([len, footer, low, high]) = (|| Some([f.u64()?, f.u64()?, f.u64()?, f.u64()?]))() else {
-                return Ok(None);
-            };
-            let ledgers = LedgerId(low)..=LedgerId(high);
-            content.segments.push(SegmentRow { id: id.value(), len, footer, ledgers });
+            let Some(row) = decode_segment(id.value(), row.value()) else { return Ok(None) };
+            content.segments.push(row);
         }
         for item in txn.open_table(LEDGERS)?.iter()? {
             let (id, row) = item?;
             let Some(row) = LedgerRow::decode(row.value()) else { return Ok(None) };
             content.ledgers.push((LedgerId(id.value()), row));
         }
+        match txn.open_table(FORGOTTEN) {
+            // The first format has neither.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Some(content)),
+            table => {
+                for item in table?.iter()? {
+                    content.forgotten.push(item?.0.value());
+                }
+            }
+        }
+        for item in txn.open_table(BAD)?.iter()? {
+            let (key, len) = item?;
+            let (segment, offset) = key.value();
+            content.bad.push(BadBlock { segment, offset, len: len.value() });
+        }
         Ok(Some(content))
     }
 
-    /// Commits a flush: its segment (if it holds entries), states and mark.
+    /// Commits a flush: its segments, states and mark. Doing it twice changes nothing.
     pub(crate) fn commit(
         &self,
         plan: &FlushPlan,
-        segment: Option<&SegmentRow>,
+        rows: &[SegmentRow],
         next_segment: u64,
-        boot: u64,
+        (boot, scrub): (u64, u64),
         config: &crate::Config,
     ) -> io::Result<()> {
-        let body = || -> Result<(), redb::Error> {
-            let txn = self.0.begin_write()?;
-            {
-                let mut store = txn.open_table(STORE)?;
-                store.insert("mark", plan.mark)?;
-                store.insert("durable", plan.durable)?;
-                store.insert("segment", next_segment)?;
-                store.insert("boot", boot)?;
-                let mut segments = txn.open_table(SEGMENTS)?;
-                if let Some(s) = segment {
-                    let words = [s.len, s.footer, s.ledgers.start().0, s.ledgers.end().0];
-                    let row: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                    segments.insert(s.id, row.as_slice())?;
+        self.write(|txn| {
+            let mut store = txn.open_table(STORE)?;
+            store.insert("mark", plan.mark)?;
+            store.insert("durable", plan.durable)?;
+            store.insert("boot", boot)?;
+            store.insert("wm", plan.dead_below.map_or(0, |to| to.0 + 1))?;
+            drop(store);
+            let mut ledgers = txn.open_table(LEDGERS)?;
+            for (id, row, _) in &plan.ledgers {
+                let mut row = row.clone();
+                if config.has(Mutant::FenceLost) {
+                    row.term = Term(0);
                 }
-                let mut ledgers = txn.open_table(LEDGERS)?;
-                for (id, row, _) in &plan.ledgers {
-                    let mut row = row.clone();
-                    if config.has(Mutant::FenceLost) {
-                        row.term = geminga_common::ids::Term(0);
-                    }
-                    ledgers.insert(id.0, row.encode().as_slice())?;
-                }
+                ledgers.insert(id.0, row.encode().as_slice())?;
             }
-            txn.commit()?;
-            Ok(())
-        };
-        body().map_err(io_error)
+            drop(ledgers);
+            apply(txn, &Change { put: rows.to_vec(), next_segment, scrub: Some(scrub), ..Change::default() })
+        })
     }
 
-    /// Takes segments out, before their files are removed.
-    pub(crate) fn forget(&self, dead: &[u64]) -> io::Result<()> {
-        let body = || -> Result<(), redb::Error> {
+    /// Commits any other change. Doing it twice changes nothing.
+    pub(crate) fn change(&self, change: &Change) -> io::Result<()> {
+        self.write(|txn| apply(txn, change))
+    }
+
+    fn write(&self, body: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>) -> io::Result<()> {
+        let run = || -> Result<(), redb::Error> {
             let txn = self.0.begin_write()?;
-            {
-                let mut segments = txn.open_table(SEGMENTS)?;
-                for id in dead {
-                    segments.remove(id)?;
-                }
-            }
+            body(&txn)?;
             txn.commit()?;
             Ok(())
         };
-        body().map_err(io_error)
+        run().map_err(io_error)
     }
+}
+
+fn apply(txn: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
+    let mut store = txn.open_table(STORE)?;
+    // Flush and merge take ids side by side and may commit in the other order.
+    let next = store.get("segment")?.map_or(0, |word| word.value()).max(change.next_segment);
+    store.insert("segment", next)?;
+    if let Some(scrub) = change.scrub {
+        store.insert("scrub", scrub)?;
+    }
+    let mut segments = txn.open_table(SEGMENTS)?;
+    let mut forgotten = txn.open_table(FORGOTTEN)?;
+    let mut bad = txn.open_table(BAD)?;
+    for row in &change.put {
+        segments.insert(row.id, encode_segment(row).as_slice())?;
+    }
+    for block in &change.bad {
+        bad.insert((block.segment, block.offset), block.len)?;
+    }
+    for id in &change.forget {
+        segments.remove(id)?;
+        forgotten.insert(id, ())?;
+        bad.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
+    }
+    for id in &change.removed {
+        forgotten.remove(id)?;
+    }
+    let mut ledgers = txn.open_table(LEDGERS)?;
+    for id in &change.ledgers {
+        ledgers.remove(id.0)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn encode_segment(row: &SegmentRow) -> Vec<u8> {
+    let flags = u64::from(row.punch_due) | u64::from(row.small) << 1;
+    let (low, high) = (row.ledgers.start().0, row.ledgers.end().0);
+    [row.len, row.footer, low, high, row.live, flags].iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+pub(crate) fn decode_segment(id: u64, bytes: &[u8]) -> Option<SegmentRow> {
+    let mut f = Fields(bytes);
+    let (len, footer, low, high) = (f.u64()?, f.u64()?, f.u64()?, f.u64()?);
+    let (live, flags) = if f.0.is_empty() { (len.checked_sub(footer)?, 0) } else { (f.u64()?, f.u64()?) };
+    f.end()?;
+    let ledgers = LedgerId(low)..=LedgerId(high);
+    let row = SegmentRow { id, len, footer, ledgers, live, punch_due: flags & 1 != 0, small: flags & 2 != 0 };
+    (flags <= 3).then_some(row)
 }
 
 #[cfg(test)]
@@ -181,7 +270,9 @@ mod tests {
             .collect();
         let rows: Vec<_> = ledgers.iter().map(|(id, row, _)| (*id, row.clone())).collect();
         let (manifest, _) = Manifest::open(&disk, path).unwrap();
-        manifest.commit(&FlushPlan { mark: 5, durable: 4, ledgers }, None, 1, 1, &config).unwrap();
+        manifest
+            .commit(&FlushPlan { mark: 5, durable: 4, dead_below: None, ledgers }, &[], 1, (1, 0), &config)
+            .unwrap();
         drop(manifest);
         let bytes = disk.bytes(path).unwrap();
         let mut refused = 0;

@@ -20,6 +20,26 @@ pub enum Mutant {
     DuplicateAckedEarly,
     /// Writing goes on in a file that was replayed.
     ReplayedFileAppended,
+    /// A segment whose footer does not check counts as one in which nothing lives (BK #4607).
+    UnparsedCollected,
+    /// Segments that a manifest does not list are removed (BK #870, #876).
+    UnlistedRemoved,
+    /// A merge leaves out what it cannot read.
+    MergeSkipsBad,
+    /// A tombstone is dropped before the dead-id watermark covers it (BK #4462).
+    TombstoneForgotten,
+    /// A flush of one shard moves the journal mark of the others (BK #3329).
+    #[cfg_attr(
+        not(any(test, feature = "test-util")),
+        allow(dead_code, reason = "only a store that tests drive step by step has it")
+    )]
+    MarkShared,
+    /// A directory that lost its identity is taken back as it is (BK #2305).
+    IdentityMissingOk,
+    /// A journal directory without files counts as a fresh one.
+    JournalLossUnnoticed,
+    /// A promoted store keeps the incarnation under which it lost data (BK #4812).
+    IncarnationKept,
 }
 
 impl crate::Config {

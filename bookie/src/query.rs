@@ -2,7 +2,7 @@
 
 use crate::mutant::Mutant;
 use crate::segments::{Lookup, SegmentSet};
-use crate::shard::cache::{join, range};
+use crate::shard::cache::{join, range, without};
 use crate::shard::{Op, Status, Stored};
 use crate::store::Store;
 use geminga_bookie_client::entry::Entry;
@@ -122,16 +122,21 @@ impl Store {
         if row.tombstone {
             return Err(ControlError::Tombstoned);
         }
-        let (runs, mut damaged) = segments.runs(id);
+        let (stored, lost, mut damaged) = segments.ids(id);
         damaged |= !intact;
-        let stored = runs.iter().map(|run| range(run.first, run.first + run.count - 1));
-        let reach = stored.filter(|r| r.last >= from).map(|r| range(r.first.0.max(from.0), r.last.0));
+        let reach =
+            stored.into_iter().filter(|r| r.last >= from).map(|r| range(r.first.0.max(from.0), r.last.0));
         let end = row.sealed.map_or(u64::MAX, |last| last.map_or(0, |last| last.0 + 1));
         let within =
             |r: &IdRange| (r.first.0 < end).then(|| range(r.first.0, r.last.0.min(end.saturating_sub(1))));
         let all: Vec<IdRange> = cached.into_iter().chain(reach).collect();
         let present = join(all.iter().filter_map(within).collect());
-        let doubtful = if damaged { gaps(&present, from.0) } else { Vec::new() };
+        let doubtful = if damaged {
+            gaps(&present, from.0)
+        } else {
+            let lost: Vec<IdRange> = lost.iter().filter_map(within).filter(|r| r.last >= from).collect();
+            without(&lost, &present)
+        };
         let stat = LedgerStat {
             term: row.term,
             sealed: row.sealed,
@@ -181,21 +186,4 @@ impl Store {
 /// All ids from `from` on that are not in `runs`.
 fn gaps(runs: &[IdRange], from: u64) -> Vec<IdRange> {
     without(&[range(from, u64::MAX - 1)], runs)
-}
-
-fn without(runs: &[IdRange], holes: &[IdRange]) -> Vec<IdRange> {
-    let mut out = Vec::new();
-    for run in runs {
-        let mut first = run.first.0;
-        for hole in holes.iter().filter(|h| h.last >= run.first && h.first <= run.last) {
-            if hole.first.0 > first {
-                out.push(range(first, hole.first.0 - 1));
-            }
-            first = first.max(hole.last.0.saturating_add(1));
-        }
-        if first <= run.last.0 {
-            out.push(range(first, run.last.0));
-        }
-    }
-    out
 }

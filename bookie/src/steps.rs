@@ -1,9 +1,9 @@
 //! A store without threads, driven step by step: crash tests decide what runs when.
 
-use crate::segments::SegmentSet;
+use crate::mutant::Mutant;
 use crate::shard::{Admitted, Batch, Op, answer};
-use crate::store::{Flushed, OpenError, Store};
-use crate::{Config, Health};
+use crate::store::{Flushed, OpenError, Store, open_all};
+use crate::{Config, Health, Room};
 use geminga_bookie_client::rpc::{Add, AddDone, ControlError, LedgerStat, Read, ReadAnswer, Tail};
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 /// A store whose every step is the caller's. Dropping it is a crash.
 pub struct Steps {
-    store: Store,
+    stores: Vec<Store>,
     buf: AlignedBuf,
-    batches: Vec<Option<Batch>>,
+    /// Built and not yet written, with the shard each belongs to.
+    batches: Vec<(usize, Batch)>,
 }
 
 /// Told when a control operation is durable or refused.
@@ -27,53 +28,70 @@ impl Steps {
     /// See [`OpenError`].
     pub fn open(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Ok(Self {
-            store: Store::open(config, disk, clock)?,
+            stores: open_all(config, disk, clock)?,
             buf: AlignedBuf::zeroed(4096),
             batches: Vec::new(),
         })
     }
 
+    fn of(&self, ledger: LedgerId) -> &Store {
+        &self.stores[(ledger.0 % self.stores.len() as u64) as usize]
+    }
+
     /// Admits an add. False: there was no room, and `done` was told nothing.
     pub fn add(&mut self, add: Add, done: AddDone) -> bool {
-        let checked = self.store.check(&add);
-        self.admit(Op::Add { add, checked, stored: None, done })
+        let ledger = add.ledger;
+        let checked = self.of(ledger).check(&add);
+        self.admit(ledger, Op::Add { add, checked, stored: None, done })
     }
 
     /// Admits a fence.
     pub fn fence(&mut self, ledger: LedgerId, term: Term, done: ControlDone) {
-        self.admit(Op::Fence { ledger, term, done });
+        self.admit(ledger, Op::Fence { ledger, term, done });
     }
 
     /// Admits a seal.
     pub fn seal(&mut self, ledger: LedgerId, last: Option<EntryId>, done: ControlDone) {
-        self.admit(Op::Seal { ledger, last, done });
+        self.admit(ledger, Op::Seal { ledger, last, done });
     }
 
     /// Admits a deletion.
     pub fn delete(&mut self, ledger: LedgerId, done: ControlDone) {
-        self.admit(Op::Delete { ledger, done });
+        self.admit(ledger, Op::Delete { ledger, done });
     }
 
-    fn admit(&mut self, op: Op) -> bool {
-        match self.store.admit(op) {
+    /// Admits a dead-id watermark, in every shard.
+    pub fn watermark(&mut self, to: LedgerId, done: ControlDone) {
+        let all: Vec<ControlDone> = crate::engine::split(done, self.stores.len());
+        for (store, done) in self.stores.iter().zip(all) {
+            if let Admitted::Answered(told) = store.admit(Op::Watermark { to, done }) {
+                answer(told);
+            }
+        }
+    }
+
+    fn admit(&mut self, ledger: LedgerId, op: Op) -> bool {
+        match self.of(ledger).admit(op) {
             Admitted::Queued => true,
             Admitted::Answered(told) => {
                 answer(told);
                 true
             }
             Admitted::Lookup(op) => {
-                let op = self.store.resolve(op);
-                self.admit(op)
+                let op = self.of(ledger).resolve(op);
+                self.admit(ledger, op)
             }
             Admitted::Blocked(_) => false,
         }
     }
 
-    /// Builds a batch that [`Steps::write`] will write; false when there is none. Several may be outstanding.
+    /// Builds a batch that [`Steps::write`] will write, of the first shard that has one; false when there is none. Several may be
+    /// outstanding.
     pub fn next_batch(&mut self) -> bool {
-        let batch = self.store.shard.lock().next_batch();
+        let next = |(at, store): (usize, &Store)| Some((at, store.shard.lock().next_batch()?));
+        let batch = self.stores.iter().enumerate().find_map(next);
         let built = batch.is_some();
-        self.batches.extend(batch.map(Some));
+        self.batches.extend(batch);
         built
     }
 
@@ -85,12 +103,13 @@ impl Steps {
 
     /// Writes one of the outstanding batches, not only the first.
     pub fn write(&mut self, at: usize) {
-        let Some(batch) = self.batches.remove(at) else { return };
-        let good = self.store.write(&batch, &mut self.buf).is_ok();
-        let answers = self.store.shard.lock().written(batch.head.seq, good);
+        let (shard, batch) = self.batches.remove(at);
+        let store = &self.stores[shard];
+        let good = store.write(&batch, &mut self.buf).is_ok();
+        let answers = store.shard.lock().written(batch.head.seq, good);
         answers.into_iter().for_each(answer);
         if !good {
-            self.batches.clear();
+            self.batches.retain(|(other, _)| *other != shard);
         }
     }
 
@@ -101,29 +120,81 @@ impl Steps {
         }
     }
 
-    /// Writes the idle marker.
+    /// Writes the idle markers.
     pub fn idle(&mut self) {
-        self.store.shard.lock().mark_idle();
+        self.stores.iter().for_each(|store| store.shard.lock().mark_idle());
         self.write_all();
     }
 
-    /// One flush, collection included; true unless it failed or found no room.
-    pub fn flush(&mut self) -> bool {
-        let (flushed, answers) = self.store.flush_once();
+    /// One flush of one shard (the others' turn comes with other numbers); true unless it failed or found no room.
+    pub fn flush_one(&mut self, number: u64) -> bool {
+        let at = (number % self.stores.len() as u64) as usize;
+        let (flushed, answers) = self.stores[at].flush_once();
         answers.into_iter().for_each(answer);
+        if flushed == Flushed::Done {
+            let others = self.stores.iter().enumerate().filter(|(other, _)| *other != at);
+            let shared = others.filter(|(_, store)| store.config.has(Mutant::MarkShared));
+            shared.for_each(|(_, store)| store.adopt_mark());
+        }
+        self.stores[at].look();
         matches!(flushed, Flushed::Done | Flushed::Nothing)
     }
 
-    /// Prepares a journal file if one is wanted.
+    /// A flush of every shard, and all that follows; true unless one failed or found no room.
+    pub fn flush(&mut self) -> bool {
+        let mut good = true;
+        for number in 0..self.stores.len() as u64 {
+            good &= self.flush_one(number);
+        }
+        self.collect() && good
+    }
+
+    /// Collection, holes, and forgetting what the watermark covers; true unless it failed.
+    pub fn collect(&mut self) -> bool {
+        self.keep(|store| {
+            store.collect()?;
+            store.punch_some(u32::MAX)?;
+            store.forget_covered()
+        })
+    }
+
+    /// One merge, if one is worth it; true unless it failed.
+    pub fn merge(&mut self) -> bool {
+        self.keep(|store| store.merge_once().map(drop))
+    }
+
+    /// Checks this many bytes; true unless it failed.
+    pub fn scrub(&mut self, bytes: u64) -> bool {
+        self.keep(|store| store.scrub_some(bytes).map(drop))
+    }
+
+    fn keep(&mut self, step: impl Fn(&Store) -> std::io::Result<()>) -> bool {
+        let mut good = true;
+        for store in self.stores.iter().filter(|store| store.may_keep()) {
+            if let Err(error) = step(store) {
+                good = false;
+                if error.kind() != std::io::ErrorKind::StorageFull {
+                    let answers = store.shard.lock().fail();
+                    answers.into_iter().for_each(answer);
+                }
+            }
+            store.look();
+        }
+        good
+    }
+
+    /// Prepares a journal file per shard, if one is wanted.
     pub fn prepare(&mut self) {
-        let (_, answers) = self.store.prepare_once();
-        answers.into_iter().for_each(answer);
+        for store in &self.stores {
+            let (_, answers) = store.prepare_once();
+            answers.into_iter().for_each(answer);
+        }
     }
 
     /// Reads.
     #[must_use]
     pub fn read(&self, read: Read) -> ReadAnswer {
-        self.store.read(read)
+        self.of(read.ledger).read(read)
     }
 
     /// The tail of a ledger, without fencing.
@@ -131,7 +202,7 @@ impl Steps {
     /// # Errors
     /// A deleted ledger or a failed store.
     pub fn tail(&self, ledger: LedgerId, from: EntryId) -> Result<Tail, ControlError> {
-        self.store.tail(ledger, from)
+        self.of(ledger).tail(ledger, from)
     }
 
     /// What is known of a ledger.
@@ -139,23 +210,43 @@ impl Steps {
     /// # Errors
     /// A deleted ledger or a failed store.
     pub fn stat(&self, ledger: LedgerId) -> Result<LedgerStat, ControlError> {
-        self.store.stat(ledger)
+        self.of(ledger).stat(ledger)
     }
 
     /// What the store can do.
     #[must_use]
     pub fn health(&self) -> Health {
-        match self.store.shard.lock().status {
-            crate::shard::Status::Failed => Health::Failed,
-            crate::shard::Status::DataLoss => Health::DataLoss,
-            _ => Health::Serving,
+        let status = |status| self.stores.iter().any(|store| store.shard.lock().status == status);
+        if status(crate::shard::Status::Failed) {
+            Health::Failed
+        } else if status(crate::shard::Status::DataLoss) {
+            Health::DataLoss
+        } else {
+            Health::Serving
         }
+    }
+
+    /// What the fullest disk has room for.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.stores.iter().map(|store| store.shard.lock().room).max().unwrap_or_default()
+    }
+
+    /// What is stored and what was done, all shards together.
+    #[must_use]
+    pub fn figures(&self) -> crate::Figures {
+        self.stores.iter().map(Store::figures).sum()
+    }
+
+    /// Incarnation of the store.
+    #[must_use]
+    pub fn incarnation(&self) -> geminga_common::ids::Incarnation {
+        self.stores[0].incarnation
     }
 
     /// Segments there are.
     #[must_use]
     pub fn segments(&self) -> usize {
-        let set: Arc<SegmentSet> = self.store.shard.lock().segments.clone();
-        set.all.len()
+        self.figures().segments as usize
     }
 }

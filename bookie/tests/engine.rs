@@ -159,3 +159,141 @@ async fn idling_is_silent_after_one_marker() {
     tasks.stop();
     assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
 }
+
+#[tokio::test]
+async fn shards_share_the_work_and_remember_their_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut three = config(dir.path());
+    three.shards = 3;
+    three.more_data_dirs = vec![dir.path().join("second")];
+    three.journal_dirs = vec![dir.path().join("journals")];
+    three.journal_file_size_first = 8 << 20;
+    let node = Node::start(three.clone());
+    let mut told = Vec::new();
+    for id in 0..200 {
+        for ledger in 1..=7 {
+            told.push(node.send(ledger, 1, vec![entry(ledger, id, 300)]));
+        }
+    }
+    for answer in told {
+        answer.await.unwrap().unwrap();
+    }
+    node.bookie.raise_watermark(LedgerId(0)).await.unwrap();
+    node.bookie.delete(LedgerId(7)).await.unwrap();
+    node.bookie.flush_soon();
+    node.stop().await;
+    let opened = |config: Config| {
+        let tasks = TaskGroup::new();
+        Bookie::open(config, RealDisk::shared(), SystemClock::shared(), &tasks).map(drop)
+    };
+    let fewer = Config { shards: 2, ..three.clone() };
+    assert!(matches!(opened(fewer), Err(geminga_bookie::OpenError::Layout { shards: 3, data_dirs: 2, .. })));
+    let node = Node::start(three.clone());
+    for ledger in 1..=6 {
+        assert_eq!(node.read_all(ledger, 200).await.len(), 200);
+    }
+    assert_eq!(node.send(7, 1, vec![entry(7, 300, 9)]).await.unwrap(), Err(AddError::Tombstoned));
+    assert_eq!(
+        node.send(0, 1, vec![entry(0, 0, 9)]).await.unwrap(),
+        Err(AddError::Tombstoned),
+        "below the mark"
+    );
+    node.stop().await;
+    for shard in ["bookie/shard-0", "second/shard-1", "bookie/shard-2", "journals/shard-1"] {
+        assert!(dir.path().join(shard).join("IDENTITY").exists(), "{shard}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_volume_is_noticed_and_a_promotion_gives_a_new_incarnation() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut two = config(dir.path());
+    two.shards = 2;
+    two.more_data_dirs = vec![dir.path().join("second")];
+    let node = Node::start(two.clone());
+    for ledger in 1..=2 {
+        node.send(ledger, 1, vec![entry(ledger, 0, 300)]).await.unwrap().unwrap();
+    }
+    let before = node.bookie.incarnation();
+    node.stop().await;
+    std::fs::remove_dir_all(dir.path().join("second")).unwrap();
+    let node = Node::start(two.clone());
+    assert_eq!(*node.bookie.health().borrow(), geminga_bookie::Health::DataLoss);
+    assert_eq!(node.bookie.incarnation(), before);
+    assert!(matches!(node.read(1, 0, 0).await, ReadAnswer::Unknown(_)), "lost, not absent");
+    assert!(matches!(node.read(2, 0, 0).await, ReadAnswer::Found(_)), "the other volume serves");
+    assert!(matches!(node.read(2, 1, 1).await, ReadAnswer::Unknown(_)), "but proves no absence");
+    assert_eq!(node.send(2, 1, vec![entry(2, 1, 9)]).await.unwrap(), Err(AddError::Failed));
+    node.stop().await;
+    let promote = || geminga_bookie::promote(two.clone(), RealDisk::shared(), SystemClock::shared());
+    let after = promote().unwrap();
+    assert_ne!(after, before);
+    assert!(matches!(promote(), Err(geminga_bookie::OpenError::NotLost)));
+    let node = Node::start(two.clone());
+    assert_eq!(
+        (node.bookie.incarnation(), *node.bookie.health().borrow()),
+        (after, geminga_bookie::Health::Serving)
+    );
+    assert!(matches!(node.read(2, 0, 0).await, ReadAnswer::Found(_)));
+    node.send(1, 1, vec![entry(1, 0, 300)]).await.unwrap().unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_block_is_found_by_the_scrub_and_answers_unknown() {
+    let disk = SimDisk::new();
+    let mut config = config(Path::new("/sim"));
+    config.scrub_period = Duration::from_secs(1);
+    config.block_bytes = 900;
+    config.ballast = 0;
+    let open = |tasks: &TaskGroup| {
+        Bookie::open(config.clone(), Arc::new(disk.clone()), SystemClock::shared(), tasks).unwrap()
+    };
+    let tasks = TaskGroup::new();
+    let bookie = open(&tasks);
+    let (tell, told) = oneshot::channel();
+    let entries: Vec<Entry> = (0..20).map(|id| entry(1, id, 900)).collect();
+    let (ledger, term) = (LedgerId(1), Term(1));
+    let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries };
+    bookie.add(add, Box::new(move |result| tell.send(result).unwrap()));
+    told.await.unwrap().unwrap();
+    bookie.flush_soon();
+    let wait = async |done: &dyn Fn(&geminga_bookie::Figures) -> bool| {
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !done(&bookie.figures()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    wait(&|figures| figures.segments == 1).await;
+    let segment =
+        disk.files().into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "seg")).unwrap();
+    disk.flip(&segment.0, 5200, 2);
+    wait(&|figures| figures.bad_blocks == 1).await;
+    let read = async |bookie: &Bookie, id| {
+        let (first, last) = (EntryId(id), EntryId(id));
+        bookie.read(Read { ledger, first, last, bytes_max: 1, class: ReadClass::Repair }).await
+    };
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+    drop(bookie);
+    // It is remembered, even when the bytes look sound again.
+    disk.flip(&segment.0, 5200, 2);
+    let tasks = TaskGroup::new();
+    let bookie = open(&tasks);
+    assert_eq!(bookie.figures().bad_blocks, 1);
+    assert!(matches!(read(&bookie, 5).await, ReadAnswer::Unknown(_)));
+    assert!(matches!(read(&bookie, 4).await, ReadAnswer::Found(_)));
+    assert!(matches!(read(&bookie, 6).await, ReadAnswer::Found(_)));
+    let stat = bookie.stat(ledger).await.unwrap();
+    assert_eq!(
+        stat.present.iter().map(|run| (run.first.0, run.last.0)).collect::<Vec<_>>(),
+        [(0, 4), (6, 19)]
+    );
+    let tail = bookie.fence_tail(ledger, Term(2), EntryId(3)).await.unwrap();
+    assert_eq!(tail.doubtful.iter().map(|run| (run.first.0, run.last.0)).collect::<Vec<_>>(), [(5, 5)]);
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+}

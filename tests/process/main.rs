@@ -103,3 +103,30 @@ fn a_bookie_names_what_it_cannot_use() -> Result<()> {
     ensure!(!dir.path().join("bookie").exists(), "nothing was made");
     Ok(())
 }
+
+#[test]
+fn a_killed_store_is_looked_into_and_found_whole_until_it_is_damaged() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Standalone::start(dir.path(), &[])?;
+    server.perf(&["produce", "--messages", "200", "--rate", "0", "--no-batch"])?;
+    server.kill()?;
+    let inspect = |more: &[&str]| -> Result<(bool, String, String)> {
+        let store = dir.path().join("bookie");
+        let output = std::process::Command::new(geminga_tests::process::binary()?)
+            .arg("bookie-inspect")
+            .arg(store)
+            .args(more)
+            .output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+    };
+    let (good, shown, error) = inspect(&["--show", "journal"])?;
+    ensure!(good, "{shown}{error}");
+    says(&shown, &["0 findings", "add ", "generation"])?;
+    std::fs::remove_file(dir.path().join("bookie/journal/IDENTITY"))?;
+    let (good, shown, error) = inspect(&[])?;
+    ensure!(!good, "{shown}");
+    says(&shown, &["journal/IDENTITY is missing"])?;
+    says(&error, &["1 findings in the store in"])?;
+    Ok(())
+}

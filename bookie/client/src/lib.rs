@@ -12,6 +12,7 @@
 //! | [`recovery`] | FenceTail recovery: machine and shell |
 //! | [`ledgers`] | [`ledgers::Ledgers`], what a managed ledger sees, and [`ledgers::LedgerClient`] |
 //! | [`grpc`] | [`grpc::GrpcBookies`]: bookies that are processes of their own |
+//! | [`watermark`] | raising the dead-id watermark: creators first, bookies last |
 //! | `conformance` (feature `test-util`) | what every [`rpc::BookieRpc`] must do |
 //! | [`mutant`] | known bugs that tests can bring back |
 //! | `memory` (feature `test-util`) | bookies in memory, for tests |
@@ -32,4 +33,5 @@ pub mod record;
 pub mod recovery;
 pub mod registry;
 pub mod rpc;
+pub mod watermark;
 pub mod writer;

@@ -9,7 +9,7 @@
 //!
 //! Records (kind u8 first): 1 add: ledger, id, CRC u32, entry header 32, length u32, payload; 2 term: ledger, term; 3 hint:
 //! ledger, LAC, LAFR; 4 delete: ledger; 5 seal: ledger, last; 6 attributes: ledger, length u32, bytes; 7 replay stopped: seq;
-//! 8 idle.
+//! 8 idle; 9 dead-id watermark: ledger.
 
 use super::row::{decode_attributes, encode_attributes};
 use super::{Fields, Fill, id_word};
@@ -37,6 +37,7 @@ pub(crate) enum Record {
     Attributes { ledger: LedgerId, attributes: Arc<LedgerAttributes> },
     ReplayStopped { seq: u64 },
     Idle,
+    Watermark { to: LedgerId },
 }
 
 impl Record {
@@ -45,7 +46,7 @@ impl Record {
             Record::Add { entry, .. } => 1 + 16 + 4 + HEADER_LEN + 4 + entry.payload.len(),
             Record::Term { .. } | Record::Seal { .. } => 17,
             Record::Hint { .. } => 25,
-            Record::Delete { .. } | Record::ReplayStopped { .. } => 9,
+            Record::Delete { .. } | Record::ReplayStopped { .. } | Record::Watermark { .. } => 9,
             Record::Attributes { attributes, .. } => 1 + 8 + 4 + 2 + 40 + 4 + attributes.owner.len(),
             Record::Idle => 1,
         }
@@ -95,6 +96,10 @@ impl Record {
                 out.u64(*seq);
             }
             Record::Idle => out.put(&[8]),
+            Record::Watermark { to } => {
+                out.put(&[9]);
+                out.u64(to.0);
+            }
         }
     }
 
@@ -103,6 +108,7 @@ impl Record {
         match kind {
             7 => return Some(Record::ReplayStopped { seq: f.u64()? }),
             8 => return Some(Record::Idle),
+            9 => return Some(Record::Watermark { to: LedgerId(f.u64()?) }),
             _ => {}
         }
         let ledger = LedgerId(f.u64()?);
@@ -130,22 +136,31 @@ pub(crate) fn decode_entry(f: &mut Fields<'_>, whole: &Bytes) -> Option<Entry> {
     Some(Entry { id, crc, header, payload })
 }
 
-pub(crate) fn encode_header(store: u64, generation: u64) -> [u8; 36] {
+/// Which journal a file belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Owner {
+    pub(crate) store: u64,
+    pub(crate) shard: u16,
+    pub(crate) shards: u16,
+}
+
+pub(crate) fn encode_header(owner: Owner, generation: u64) -> [u8; 36] {
     let mut out = [0; 36];
     out[..8].copy_from_slice(FILE_MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    out[14..16].copy_from_slice(&1_u16.to_le_bytes());
-    out[16..24].copy_from_slice(&store.to_le_bytes());
+    out[12..14].copy_from_slice(&owner.shard.to_le_bytes());
+    out[14..16].copy_from_slice(&owner.shards.to_le_bytes());
+    out[16..24].copy_from_slice(&owner.store.to_le_bytes());
     out[24..32].copy_from_slice(&generation.to_le_bytes());
     let crc = crc32c(&out[..32]);
     out[32..].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
-/// The generation in a file's header; `None` for anything that is not a sound header of this store.
-pub(crate) fn decode_header(page: &[u8], store: u64) -> Option<u64> {
+/// The generation in a file's header; `None` for anything that is not a sound header of this journal.
+pub(crate) fn decode_header(page: &[u8], owner: Owner) -> Option<u64> {
     let generation = u64::from_le_bytes(page.get(24..32)?.try_into().ok()?);
-    (page.get(..36)? == encode_header(store, generation)).then_some(generation)
+    (page.get(..36)? == encode_header(owner, generation)).then_some(generation)
 }
 
 /// What stands before the records of a batch.

@@ -107,6 +107,13 @@ impl Iterator for Entries {
     }
 }
 
+/// Length of the whole footer, of which the trailer is the end; `None` when it is no trailer.
+pub(crate) fn footer_len(trailer: &[u8; TRAILER]) -> Option<u64> {
+    let mut t = Fields(trailer);
+    let (magic, _, runs, blocks) = (t.take(8)?, t.u64()?, u64::from(t.u32()?), u64::from(t.u32()?));
+    (magic == TRAILER_MAGIC).then_some(runs * 24 + blocks * 32 + TRAILER as u64)
+}
+
 impl Footer {
     pub(crate) fn encode(&self, segment: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.runs.len() * 24 + self.blocks.len() * 32 + TRAILER);

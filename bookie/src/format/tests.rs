@@ -1,9 +1,11 @@
 //! Golden bytes of every format. A change here is a change of format: it needs a new version, and the old bytes stay readable.
 
 use super::identity::{Format, FormatError, Identity};
-use super::journal::{self, BatchHead, Record};
+use super::journal::{self, BatchHead, Owner, Record};
 use super::row::LedgerRow;
 use super::segment::{self, Block, Footer, Run};
+use crate::manifest::{decode_segment, encode_segment};
+use crate::segments::SegmentRow;
 use bytes::Bytes;
 use geminga_bookie_client::entry::{Entry, Header, Kind};
 use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
@@ -47,6 +49,7 @@ fn records() -> Vec<Record> {
         Record::Attributes { ledger: LedgerId(1), attributes: Arc::new(attributes()) },
         Record::ReplayStopped { seq: 9 },
         Record::Idle,
+        Record::Watermark { to: LedgerId(10) },
     ]
 }
 
@@ -79,10 +82,19 @@ fn footer() -> Footer {
     }
 }
 
+const OWNER: Owner = Owner { store: 0x1122, shard: 2, shards: 3 };
+
+fn segment_row() -> SegmentRow {
+    let ledgers = LedgerId(5)..=LedgerId(6);
+    SegmentRow { id: 9, len: 1000, footer: 88, ledgers, live: 800, punch_due: true, small: true }
+}
+
 fn golden() -> Vec<(&'static str, Vec<u8>)> {
     let (batch, end) = batch();
-    let format = Format { store: 0x1122, cluster: "c".to_owned() };
-    let identity = Identity { store: 0x1122, incarnation: Incarnation(3), boot: 4, data_loss: true };
+    let (store, cluster) = (0x1122, "c".to_owned());
+    let format = Format { store, cluster, shards: 3, data_dirs: 2, journal_dirs: 1 };
+    let (incarnation, data_loss, journaled, shard) = (Incarnation(3), true, true, 2);
+    let identity = Identity { store, incarnation, boot: 4, data_loss, journaled, shard };
     let row = LedgerRow {
         term: Term(2),
         tombstone: false,
@@ -95,11 +107,12 @@ fn golden() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("FORMAT", format.encode()),
         ("IDENTITY", identity.encode()),
-        ("journal header", journal::encode_header(0x1122, 7).to_vec()),
+        ("journal header", journal::encode_header(OWNER, 7).to_vec()),
         ("journal batch", batch[..end].to_vec()),
         ("segment block", block()),
         ("segment footer", footer().encode(9)),
         ("ledger row", row.encode()),
+        ("segment row", encode_segment(&segment_row())),
     ]
 }
 
@@ -141,7 +154,7 @@ fn no_flipped_bit_passes() {
             let passes = match name {
                 "FORMAT" => Format::decode(&bad).is_ok(),
                 "IDENTITY" => Identity::decode(&bad).is_some(),
-                "journal header" => journal::decode_header(&bad, 0x1122).is_some_and(|g| g == 7),
+                "journal header" => journal::decode_header(&bad, OWNER).is_some_and(|g| g == 7),
                 "journal batch" => {
                     let mut whole = batch.clone();
                     whole[..end].copy_from_slice(&bad);
@@ -180,8 +193,30 @@ fn a_footer_in_disorder_is_refused_although_its_checksum_holds() {
 
 #[test]
 fn a_newer_format_is_recognised_whatever_follows() {
-    let mut newer = Format { store: 1, cluster: "c".to_owned() }.encode();
-    newer[8] = 2;
+    let mut newer =
+        Format { store: 1, cluster: "c".to_owned(), shards: 1, data_dirs: 1, journal_dirs: 0 }.encode();
+    newer[8] = 3;
     newer.truncate(13);
-    assert_eq!(Format::decode(&newer), Err(FormatError::Newer(2)));
+    assert_eq!(Format::decode(&newer), Err(FormatError::Newer(3)));
+}
+
+/// What the first version wrote stays readable.
+#[test]
+fn the_first_version_is_read() {
+    let bytes = |name: &str| -> Vec<u8> {
+        let line = include_str!("golden.v1.txt").lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let hex = line.trim_start_matches(": ");
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    };
+    let format = Format::decode(&bytes("FORMAT")).unwrap();
+    let layout = (format.store, &*format.cluster, format.shards, format.data_dirs, format.journal_dirs);
+    assert_eq!(layout, (0x1122, "c", 1, 1, 0));
+    let identity = Identity::decode(&bytes("IDENTITY")).unwrap();
+    assert_eq!((identity.incarnation, identity.boot, identity.shard), (Incarnation(3), 4, 0));
+    assert!(identity.data_loss && !identity.journaled);
+    let one = Owner { store: 0x1122, shard: 0, shards: 1 };
+    assert_eq!(journal::decode_header(&bytes("journal header"), one), Some(7));
+    let row = decode_segment(9, &encode_segment(&segment_row())[..32]).unwrap();
+    assert_eq!(row, SegmentRow { live: 912, punch_due: false, small: false, ..segment_row() });
+    assert_eq!(decode_segment(9, &encode_segment(&segment_row())), Some(segment_row()));
 }

@@ -102,3 +102,21 @@ pub(crate) fn join(mut runs: Vec<IdRange>) -> Vec<IdRange> {
     }
     out
 }
+
+/// What of sorted, disjoint runs is not in sorted holes.
+pub(crate) fn without(runs: &[IdRange], holes: &[IdRange]) -> Vec<IdRange> {
+    let mut out = Vec::new();
+    for run in runs {
+        let mut first = run.first.0;
+        for hole in holes.iter().filter(|h| h.last >= run.first && h.first <= run.last) {
+            if hole.first.0 > first {
+                out.push(range(first, hole.first.0 - 1));
+            }
+            first = first.max(hole.last.0.saturating_add(1));
+        }
+        if first <= run.last.0 {
+            out.push(range(first, run.last.0));
+        }
+    }
+    out
+}

@@ -14,6 +14,7 @@ pub(crate) struct FlushPlan {
     pub(crate) mark: u64,
     /// Batches up to here were durable: a journal that ends before has lost something.
     pub(crate) durable: u64,
+    pub(crate) dead_below: Option<LedgerId>,
     /// Sorted by ledger.
     pub(crate) ledgers: Vec<(LedgerId, LedgerRow, Option<Frozen>)>,
 }
@@ -32,6 +33,11 @@ impl Shard {
             return None;
         }
         self.dirty_since?;
+        Some(self.plan(self.next_seq))
+    }
+
+    /// All there is, as a flush after which replay starts at `mark`.
+    pub(crate) fn plan(&mut self, mark: u64) -> FlushPlan {
         self.flushing = true;
         self.dirty_since = None;
         self.journal_bytes = 0;
@@ -48,7 +54,7 @@ impl Shard {
             row.flushed = row.flushed.max(entries.as_ref().and_then(|e| e.last()).map(|e| e.id));
             ledgers.push((id, row, entries));
         }
-        Some(FlushPlan { mark: self.next_seq, durable: self.durable, ledgers })
+        FlushPlan { mark, durable: self.durable, dead_below: self.dead_below, ledgers }
     }
 
     /// The flush is committed.
@@ -56,8 +62,15 @@ impl Shard {
         self.segments = segments;
         self.flushing = false;
         self.flushes += 1;
+        self.covered_due |= plan.dead_below > self.dead_below_durable;
+        self.dead_below_durable = plan.dead_below;
         for (id, row, _) in plan.ledgers {
+            self.covered_due |= Some(id) <= plan.dead_below;
             let ledger = self.ledgers.entry(id).or_default();
+            if row.tombstone && !ledger.buried {
+                ledger.buried = true;
+                self.buried.push(id);
+            }
             let frozen = ledger.frozen.take();
             let freed: usize = frozen.iter().flat_map(|f| f.iter()).map(cost).sum();
             self.cache_bytes = self.cache_bytes.saturating_sub(freed);

@@ -6,6 +6,7 @@
 //! - What is admitted is visible to reads; nothing is answered before it is durable.
 //! - `mark` of a flush: every record of a batch below it is in the flushed entries and states.
 
+mod admit;
 pub(crate) mod cache;
 mod flush;
 #[cfg(test)]
@@ -14,8 +15,8 @@ mod tests;
 use crate::Config;
 use crate::format::journal::{BatchHead, Record, batch_len};
 use crate::format::row::LedgerRow;
-use crate::mutant::Mutant;
 use crate::segments::SegmentSet;
+use crate::space::Room;
 use cache::{Cache, ENTRY_COST, Frozen};
 pub(crate) use flush::FlushPlan;
 use geminga_bookie_client::entry::Entry;
@@ -74,6 +75,7 @@ pub(crate) enum Op {
     Fence { ledger: LedgerId, term: Term, done: ControlDone },
     Seal { ledger: LedgerId, last: Option<EntryId>, done: ControlDone },
     Delete { ledger: LedgerId, done: ControlDone },
+    Watermark { to: LedgerId, done: ControlDone },
 }
 
 impl Op {
@@ -87,9 +89,10 @@ impl Op {
     pub(crate) fn refuse(self, error: AddError) -> Answer {
         match self {
             Op::Add { done, .. } => (Done::Add(done), Err(error)),
-            Op::Fence { done, .. } | Op::Seal { done, .. } | Op::Delete { done, .. } => {
-                (Done::Control(done), Err(error))
-            }
+            Op::Fence { done, .. }
+            | Op::Seal { done, .. }
+            | Op::Delete { done, .. }
+            | Op::Watermark { done, .. } => (Done::Control(done), Err(error)),
         }
     }
 }
@@ -123,11 +126,18 @@ pub(crate) struct Ledger {
     pub(crate) frozen: Option<Frozen>,
     /// In the list of ledgers that the next flush must take.
     pub(crate) changed: bool,
+    /// The tombstone is in the manifest: from now on its bytes may go.
+    pub(crate) buried: bool,
 }
 
 impl Ledger {
     pub(crate) fn get(&self, id: EntryId) -> Option<&Entry> {
         self.active.get(id).or_else(|| self.frozen.as_ref().and_then(|f| cache::find(f, id)))
+    }
+
+    /// Whether nothing of it is on its way to the manifest.
+    pub(crate) fn settled(&self) -> bool {
+        !self.changed && self.active.is_empty() && self.frozen.is_none()
     }
 
     /// The last id that counts: strays beyond the seal do not.
@@ -197,8 +207,17 @@ pub(crate) struct Shard {
     idle_marked: bool,
     /// An add found no room for want of a journal file.
     starved: bool,
-    /// Ledgers deleted since the last collection.
-    pub(crate) deleted: Vec<LedgerId>,
+    /// Ledgers whose tombstones were committed since the last collection.
+    pub(crate) buried: Vec<LedgerId>,
+    /// No add is taken for a ledger up to here, whatever its term.
+    pub(crate) dead_below: Option<LedgerId>,
+    /// What of it is committed: state below may be forgotten.
+    pub(crate) dead_below_durable: Option<LedgerId>,
+    /// State may be there that the watermark covers.
+    pub(crate) covered_due: bool,
+    pub(crate) room: Room,
+    /// Bytes that recoveries may still write while the disk is too full for others.
+    recovery_left: u64,
 }
 
 impl Shard {
@@ -230,7 +249,12 @@ impl Shard {
             journal_bytes: 0,
             idle_marked: true,
             starved: false,
-            deleted: Vec::new(),
+            buried: Vec::new(),
+            dead_below: None,
+            dead_below_durable: None,
+            covered_due: false,
+            room: Room::Open,
+            recovery_left: 0,
         }
     }
 
@@ -266,13 +290,25 @@ impl Shard {
         self.used = at;
     }
 
+    /// Above every batch of this start.
+    pub(crate) fn resume_at(&self) -> u64 {
+        self.next_seq + 1
+    }
+
+    /// The last batch that is durable with all before it.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
     fn push(&mut self, record: Record) {
         self.pending_bytes += record.len();
         self.admitted += 1;
         self.pending.push_back(record);
     }
 
-    fn touch(&mut self, id: LedgerId, now: Mono) {
+    /// Puts a ledger in the list of the next flush.
+    pub(crate) fn touch(&mut self, id: LedgerId, now: Mono) {
         let ledger = self.ledgers.entry(id).or_default();
         if !ledger.changed {
             ledger.changed = true;
@@ -293,201 +329,16 @@ impl Shard {
         Admitted::Queued
     }
 
-    pub(crate) fn admit(&mut self, op: Op, now: Mono) -> Admitted {
-        match self.status {
-            Status::Failed | Status::DataLoss => return Admitted::Answered(op.refuse(AddError::Failed)),
-            Status::DiskFull if matches!(op, Op::Add { .. }) => {
-                return Admitted::Answered(op.refuse(AddError::DiskFull));
-            }
-            _ => {}
-        }
-        match op {
-            Op::Add { .. } => self.admit_add(op, now),
-            Op::Fence { ledger, term, done } => match self.raise(ledger, term, now) {
-                Ok(()) => self.queue(Done::Control(done)),
-                Err(error) => Admitted::Answered((Done::Control(done), Err(error))),
-            },
-            Op::Seal { ledger, last, done } => match self.seal(ledger, last, now) {
-                Ok(()) => self.queue(Done::Control(done)),
-                Err(error) => Admitted::Answered((Done::Control(done), Err(error))),
-            },
-            Op::Delete { ledger, done } => {
-                if !self.ledgers.get(&ledger).is_some_and(|l| l.row.tombstone) {
-                    self.push(Record::Delete { ledger });
-                    self.apply_delete(ledger, now);
-                }
-                self.queue(Done::Control(done))
-            }
-        }
+    pub(crate) fn cached_bytes(&self) -> usize {
+        self.cache_bytes
     }
 
-    fn raise(&mut self, id: LedgerId, term: Term, now: Mono) -> Result<(), AddError> {
-        let row = &mut self.ledgers.entry(id).or_default().row;
-        if row.tombstone {
-            return Err(AddError::Tombstoned);
+    /// What the disk has room for from now on. Whether that changed.
+    pub(crate) fn set_room(&mut self, room: Room) -> bool {
+        if room < Room::RecoveryOnly {
+            self.recovery_left = self.config.recovery_reserve;
         }
-        if term < row.term {
-            return Err(AddError::StaleTerm(row.term));
-        }
-        if term > row.term {
-            row.term = term;
-            self.push(Record::Term { ledger: id, term });
-            self.touch(id, now);
-        }
-        Ok(())
-    }
-
-    fn seal(&mut self, id: LedgerId, last: Option<EntryId>, now: Mono) -> Result<(), AddError> {
-        let row = &self.ledgers.entry(id).or_default().row;
-        match row.sealed {
-            _ if row.tombstone => Err(AddError::Tombstoned),
-            Some(before) if before == last => Ok(()),
-            Some(_) => Err(AddError::Unknown("sealed at another last entry")),
-            None => {
-                self.push(Record::Seal { ledger: id, last });
-                self.apply_seal(id, last, now);
-                Ok(())
-            }
-        }
-    }
-
-    fn room(&self, bytes: usize) -> bool {
-        let cache_full = self.cache_bytes + bytes > self.config.write_cache && self.cache_bytes > 0;
-        let Some(current) = &self.current else { return false };
-        let batches = (self.pending_bytes + bytes) / self.config.batch_bytes + 3;
-        let need = (self.pending_bytes + bytes + batches * 4096) as u64;
-        let left = current.capacity.saturating_sub(self.used + self.config.control_reserve);
-        !cache_full && (need <= left || !self.spares.is_empty())
-    }
-
-    fn admit_add(&mut self, op: Op, now: Mono) -> Admitted {
-        let bytes = op.bytes();
-        let Op::Add { add, checked, stored, done } = op else { return Admitted::Queued };
-        let refusal = checked.and_then(|()| self.refusal(&add));
-        if let Err(error) = refusal {
-            return Admitted::Answered((Done::Add(done), Err(error)));
-        }
-        if !self.room(bytes) {
-            self.starved = true;
-            return Admitted::Blocked(Op::Add { add, checked: Ok(()), stored, done });
-        }
-        let ledger = self.ledgers.entry(add.ledger).or_default();
-        let stored = stored.filter(|s| s.flushes == self.flushes);
-        let mut fresh = Vec::with_capacity(add.entries.len());
-        for entry in &add.entries {
-            let known = match (ledger.get(entry.id), &stored) {
-                (Some(held), _) => Some(held.crc),
-                (None, _) if Some(entry.id) > ledger.row.flushed => None,
-                (None, Some(stored)) => stored.crcs.get(&entry.id).copied(),
-                (None, None) => {
-                    return Admitted::Lookup(Op::Add { add, checked: Ok(()), stored: None, done });
-                }
-            };
-            match known {
-                None => fresh.push(entry.clone()),
-                Some(crc) if crc == entry.crc => {}
-                Some(_) => return Admitted::Answered((Done::Add(done), Err(AddError::Conflict(entry.id)))),
-            }
-        }
-        if fresh.is_empty() && !add.entries.is_empty() && self.config.has(Mutant::DuplicateAckedEarly) {
-            return Admitted::Answered((Done::Add(done), Ok(())));
-        }
-        self.store(&add, fresh, now);
-        self.queue(Done::Add(done))
-    }
-
-    fn refusal(&mut self, add: &Add) -> Result<(), AddError> {
-        let Some(ledger) = self.ledgers.get(&add.ledger) else { return Ok(()) };
-        let row = &ledger.row;
-        if row.tombstone {
-            return Err(AddError::Tombstoned);
-        }
-        if add.term < row.term {
-            return Err(AddError::StaleTerm(row.term));
-        }
-        match row.sealed {
-            Some(last) if add.entries.iter().any(|e| Some(e.id) > last) => Err(AddError::Sealed(last)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes an add that nothing speaks against.
-    fn store(&mut self, add: &Add, fresh: Vec<Entry>, now: Mono) {
-        let id = add.ledger;
-        let _checked_before = self.raise(id, add.term, now);
-        let row = &mut self.ledgers.entry(id).or_default().row;
-        let (lac, lafr) = (row.lac.max(add.lac), row.lafr.max(add.lafr));
-        let hint = (lac, lafr) != (row.lac, row.lafr);
-        (row.lac, row.lafr) = (lac, lafr);
-        let attributes = add.attributes.clone().filter(|_| row.attributes.is_none());
-        if let Some(attributes) = attributes {
-            row.attributes = Some(attributes.clone());
-            self.push(Record::Attributes { ledger: id, attributes });
-        }
-        if hint {
-            self.push(Record::Hint { ledger: id, lac, lafr });
-        }
-        if !fresh.is_empty() || hint || add.attributes.is_some() {
-            self.touch(id, now);
-        }
-        for entry in fresh {
-            self.push(Record::Add { ledger: id, entry: entry.clone() });
-            self.insert(id, entry);
-        }
-    }
-
-    fn insert(&mut self, id: LedgerId, entry: Entry) {
-        let ledger = self.ledgers.entry(id).or_default();
-        if ledger.visible(entry.id) && ledger.get(entry.id).is_none() {
-            self.cache_bytes += cost(&entry);
-            ledger.active.insert(entry);
-        }
-    }
-
-    fn apply_delete(&mut self, id: LedgerId, now: Mono) {
-        self.touch(id, now);
-        let ledger = self.ledgers.entry(id).or_default();
-        let freed = ledger.active.cut(None);
-        ledger.row.tombstone = true;
-        self.cache_bytes = self.cache_bytes.saturating_sub(freed);
-        self.deleted.push(id);
-    }
-
-    fn apply_seal(&mut self, id: LedgerId, last: Option<EntryId>, now: Mono) {
-        self.touch(id, now);
-        let ledger = self.ledgers.entry(id).or_default();
-        let freed = ledger.active.cut(last);
-        ledger.row.sealed = Some(last);
-        self.cache_bytes = self.cache_bytes.saturating_sub(freed);
-    }
-
-    /// Applies a record from the journal: it was admitted before, nothing is asked again.
-    pub(crate) fn replay(&mut self, record: Record, now: Mono) {
-        match record {
-            Record::Add { ledger, entry } => {
-                self.touch(ledger, now);
-                self.insert(ledger, entry);
-            }
-            Record::Term { ledger, term } => {
-                if !self.config.has(Mutant::FenceLost) {
-                    self.touch(ledger, now);
-                    let row = &mut self.ledgers.entry(ledger).or_default().row;
-                    row.term = row.term.max(term);
-                }
-            }
-            Record::Hint { ledger, lac, lafr } => {
-                self.touch(ledger, now);
-                let row = &mut self.ledgers.entry(ledger).or_default().row;
-                (row.lac, row.lafr) = (row.lac.max(lac), row.lafr.max(lafr));
-            }
-            Record::Delete { ledger } => self.apply_delete(ledger, now),
-            Record::Seal { ledger, last } => self.apply_seal(ledger, last, now),
-            Record::Attributes { ledger, attributes } => {
-                self.touch(ledger, now);
-                self.ledgers.entry(ledger).or_default().row.attributes.get_or_insert(attributes);
-            }
-            Record::ReplayStopped { .. } | Record::Idle => {}
-        }
+        std::mem::replace(&mut self.room, room) != room
     }
 
     /// Whether records wait for a batch.

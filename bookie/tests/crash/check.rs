@@ -18,9 +18,19 @@ pub(crate) struct Expected {
     fences: BTreeMap<u64, u64>,
     seals: BTreeMap<u64, (Option<u64>, bool)>,
     deletes: BTreeMap<u64, bool>,
+    /// The highest watermark asked for, and the highest that was acknowledged.
+    watermark: (u64, u64),
 }
 
 impl Expected {
+    /// Deletes ledgers of a store, whatever comes of it.
+    pub(crate) fn delete_all_but(&mut self, steps: &mut Steps, spared: u64) {
+        for ledger in (1..=4).filter(|ledger| *ledger != spared) {
+            steps.delete(LedgerId(ledger), Box::new(drop));
+            self.deletes.entry(ledger).or_default();
+        }
+    }
+
     pub(crate) fn at(story: &[Asked], position: usize) -> Self {
         let mut out = Self::default();
         for asked in story.iter().filter(|a| a.issued <= position) {
@@ -38,10 +48,23 @@ impl Expected {
                     Some(_) => {}
                     None => drop(out.seals.insert(ledger, (last, acked))),
                 },
+                What::Watermark(to) => {
+                    out.watermark.0 = out.watermark.0.max(to);
+                    if acked {
+                        out.watermark.1 = out.watermark.1.max(to);
+                    }
+                }
                 What::Delete(ledger) => *out.deletes.entry(ledger).or_default() |= acked,
             }
         }
         out
+    }
+
+    /// Nothing need be there, but what is there was asked for.
+    pub(crate) fn issued(story: &[Asked]) -> Self {
+        let unanswered: Vec<Asked> =
+            story.iter().map(|asked| Asked { acked: None, ..asked.clone() }).collect();
+        Self::at(&unanswered, usize::MAX)
     }
 
     /// Whether an entry may be gone for a good reason.
@@ -67,6 +90,20 @@ fn read(steps: &Steps, ledger: u64, id: u64) -> ReadAnswer {
     steps.read(Read { ledger: LedgerId(ledger), first, last: first, bytes_max, class: ReadClass::Tail })
 }
 
+/// Whatever is found is what was once issued: all that a new incarnation has to keep.
+pub(crate) fn contents(steps: &mut Steps, story: &[Asked]) -> Vec<String> {
+    let mut bad = Vec::new();
+    for asked in story {
+        let What::Add(ledger, id) = asked.what else { continue };
+        if let ReadAnswer::Found(found) = read(steps, ledger, id)
+            && found[..] != [entry(ledger, id)]
+        {
+            bad.push(format!("entry {ledger}:{id} has other bytes"));
+        }
+    }
+    bad
+}
+
 /// The violations of an opened store.
 pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> Vec<String> {
     let mut bad = Vec::new();
@@ -84,7 +121,7 @@ pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> V
             bad.push(format!("entry {ledger}:{id} acked={acked}: {answer:?}"));
         }
     }
-    for ledger in 1..=5 {
+    for ledger in 1..=6 {
         let next =
             expected.adds.keys().filter(|(l, _)| *l == ledger).map(|(_, id)| id + 1).max().unwrap_or(0);
         for id in next..next + 3 {
@@ -99,7 +136,7 @@ pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> V
 }
 
 fn present(steps: &Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<String>) {
-    for ledger in 1..=5 {
+    for ledger in 1..=6 {
         let Ok(tail) = steps.tail(LedgerId(ledger), EntryId(0)) else { continue };
         let within = |runs: &[geminga_bookie_client::rpc::IdRange], id: u64| {
             runs.iter().any(|run| run.first.0 <= id && id <= run.last.0)
@@ -127,7 +164,9 @@ fn states(steps: &mut Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<
         let answer = stale_add(steps, *ledger, term - 1);
         let refused = match answer {
             Some(Err(AddError::StaleTerm(now))) => now.0 >= *term,
-            Some(Err(AddError::Tombstoned)) => expected.deletes.contains_key(ledger),
+            Some(Err(AddError::Tombstoned)) => {
+                expected.deletes.contains_key(ledger) || *ledger <= expected.watermark.0
+            }
             Some(Err(AddError::Failed)) => excused,
             _ => false,
         };
@@ -139,15 +178,34 @@ fn states(steps: &mut Steps, expected: &Expected, excuse: Excuse, bad: &mut Vec<
         let stat = steps.stat(LedgerId(*ledger));
         let sealed = stat.as_ref().is_ok_and(|stat| stat.sealed == Some(last.map(EntryId)));
         let deleted = stat == Err(ControlError::Tombstoned) && expected.deletes.contains_key(ledger);
-        if *acked && !sealed && !deleted && !excused {
+        // Of a ledger without entries below the watermark nothing need be known.
+        let forgotten =
+            *ledger <= expected.watermark.0 && stat.as_ref().is_ok_and(|stat| stat.present.is_empty());
+        if *acked && !sealed && !deleted && !forgotten && !excused {
             bad.push(format!("ledger {ledger} was sealed at {last:?}: {stat:?}"));
         }
     }
     for (ledger, _) in expected.deletes.iter().filter(|(_, acked)| **acked) {
         let stat = steps.stat(LedgerId(*ledger));
-        if stat != Err(ControlError::Tombstoned) && !excused {
+        let forgotten =
+            *ledger <= expected.watermark.0 && stat.as_ref().is_ok_and(|stat| stat.present.is_empty());
+        if stat != Err(ControlError::Tombstoned) && !forgotten && !excused {
             bad.push(format!("ledger {ledger} was deleted: {stat:?}"));
         }
+        dead(steps, *ledger, excused, bad);
+    }
+    for ledger in 1..=expected.watermark.1 {
+        dead(steps, ledger, excused, bad);
+    }
+}
+
+/// No add of any term brings it back.
+fn dead(steps: &mut Steps, ledger: u64, excused: bool, bad: &mut Vec<String>) {
+    let answer = stale_add(steps, ledger, 1 << 40);
+    let refused = matches!(answer, Some(Err(AddError::Tombstoned)))
+        || (excused && answer == Some(Err(AddError::Failed)));
+    if !refused {
+        bad.push(format!("ledger {ledger} is over: {answer:?}"));
     }
 }
 

@@ -2,8 +2,8 @@
 //! beside the disk's history.
 
 use bytes::Bytes;
-use geminga_bookie::Config;
 use geminga_bookie::steps::Steps;
+use geminga_bookie::{Config, Figures};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
 use geminga_bookie_client::rpc::Add;
 use geminga_common::clock::{Clock, ManualClock};
@@ -29,6 +29,8 @@ pub(crate) enum What {
     Fence(u64, u64),
     Seal(u64, Option<u64>),
     Delete(u64),
+    /// No ledger up to here takes an add any more.
+    Watermark(u64),
 }
 
 pub(crate) type Story = Arc<Mutex<Vec<Asked>>>;
@@ -40,10 +42,25 @@ pub(crate) fn config() -> Config {
     config.journal_file_size = 36 << 10;
     config.journal_file_size_first = 32 << 10;
     config.batch_bytes = 6000;
-    config.write_cache = 6000;
+    config.write_cache = 20_000;
     config.block_bytes = 700;
     config.block_cache = 4096;
+    config.ballast = 64 << 10;
+    config.punch_bytes = 4096;
+    config.small_run = 1500;
+    config.merge_count = 2;
+    config.merge_bytes = 1 << 20;
     config.seed = Some(42);
+    config
+}
+
+/// As [`config`], with shards in directories of their own.
+pub(crate) fn sharded() -> Config {
+    let mut config = config();
+    config.shards = 2;
+    config.more_data_dirs = vec![PathBuf::from("/data2/b")];
+    config.journal_dirs = vec![PathBuf::from("/journals/b")];
+    config.write_cache = 40_000;
     config
 }
 
@@ -74,6 +91,7 @@ pub(crate) struct Run {
     config: Config,
     next: BTreeMap<u64, u64>,
     terms: BTreeMap<u64, u64>,
+    done: Figures,
 }
 
 impl Run {
@@ -88,6 +106,7 @@ impl Run {
             config,
             next: BTreeMap::new(),
             terms: BTreeMap::new(),
+            done: Figures::default(),
         }
     }
 
@@ -132,6 +151,7 @@ impl Run {
             What::Fence(ledger, term) => self.steps.fence(LedgerId(ledger), Term(term), done),
             What::Seal(ledger, last) => self.steps.seal(LedgerId(ledger), last.map(EntryId), done),
             What::Delete(ledger) => self.steps.delete(LedgerId(ledger), done),
+            What::Watermark(to) => self.steps.watermark(LedgerId(to), done),
             What::Add(..) => unreachable!("adds have their own way"),
         }
     }
@@ -143,7 +163,13 @@ impl Run {
         ids
     }
 
+    /// What was done, in all lives of the store.
+    pub(crate) fn done(&self) -> Figures {
+        [self.done, self.steps.figures()].into_iter().sum()
+    }
+
     fn reopen(&mut self) {
+        self.done = self.done();
         let (disk, config) = (self.disk.clone(), self.config.clone());
         // The old store must let go of its lock first.
         let blank = SimDisk::new();
@@ -151,10 +177,24 @@ impl Run {
         self.steps = Steps::open(config, Arc::new(disk), clock()).unwrap();
     }
 
+    fn large(&mut self) {
+        // A ledger of some size next to others, so that a hole in its place is worth punching.
+        let ids = self.fresh_ids(6, 30);
+        for few in ids.chunks(5) {
+            self.add(6, few);
+            self.steps.write_all();
+            self.steps.prepare();
+        }
+        self.steps.flush();
+        self.control(What::Delete(6));
+        self.steps.write_all();
+        self.steps.flush();
+    }
+
     /// One random step.
     pub(crate) fn step(&mut self, reopen: bool) {
         let ledger = 1 + self.rng.below(4);
-        match self.rng.below(24) {
+        match self.rng.below(34) {
             0..=8 => {
                 let count = 1 + self.rng.below(3);
                 let ids = self.fresh_ids(ledger, count);
@@ -193,8 +233,21 @@ impl Run {
                 let last = self.next.get(&3).unwrap_or(&0).checked_sub(2);
                 self.control(What::Seal(3, last));
             }
-            20 if ledger == 4 => self.control(What::Delete(4)),
+            20 if ledger == 4 || self.rng.below(3) == 0 => self.control(What::Delete(ledger)),
             21 => drop(self.steps.flush()),
+            24..=25 => {
+                let shard = self.rng.below(2);
+                self.steps.flush_one(shard);
+            }
+            26 => drop(self.steps.collect()),
+            27..=28 => drop(self.steps.merge()),
+            29 => drop(self.steps.scrub(2000)),
+            30 if self.rng.below(3) == 0 => {
+                // Ledger 1 is over: its writer is gone and nobody recovers it.
+                self.control(What::Seal(1, self.next.get(&1).unwrap_or(&0).checked_sub(1)));
+                self.control(What::Watermark(1));
+            }
+            31 if self.rng.below(4) == 0 => self.large(),
             22 => self.steps.prepare(),
             23 if reopen => {
                 self.steps.write_all();

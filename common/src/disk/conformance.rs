@@ -13,6 +13,7 @@ pub fn run(disk: &dyn Disk, root: &Path) {
     names(disk, root);
     contents(disk, root);
     direct(disk, root);
+    room(disk, root);
     locks(disk, root);
     let space = disk.space(root).expect("space of an existing directory");
     assert!(space.available <= space.total && space.total > 0, "{space:?}");
@@ -100,6 +101,31 @@ fn direct(disk: &dyn Disk, root: &Path) {
     );
     let beyond = reader.read_exact_at(whole.as_mut_slice(), ALIGN as u64).map_err(|e| e.kind());
     assert_eq!(beyond, Err(ErrorKind::UnexpectedEof));
+}
+
+fn room(disk: &dyn Disk, root: &Path) {
+    let path = root.join("room");
+    let file = disk.open(&path, OpenMode::CreateNew).expect("create");
+    let supported = |result: std::io::Result<()>| match result {
+        Err(error) if error.kind() == ErrorKind::Unsupported => false,
+        other => other.map(|()| true).expect("it works, or says that it cannot"),
+    };
+    if supported(file.allocate(3 * ALIGN as u64)) {
+        assert_eq!(file.len().expect("len"), 3 * ALIGN as u64);
+        file.allocate(ALIGN as u64).expect("never shrinks");
+        assert_eq!(file.len().expect("len"), 3 * ALIGN as u64);
+    }
+    file.write_all_at(&vec![9; 3 * ALIGN], 0).expect("write");
+    if supported(file.punch(ALIGN as u64, ALIGN as u64)) {
+        let mut whole = vec![7; 3 * ALIGN];
+        file.read_exact_at(&mut whole, 0).expect("the length stays");
+        let (a, rest) = whole.split_at(ALIGN);
+        let (hole, b) = rest.split_at(ALIGN);
+        assert!(a.iter().chain(b).all(|byte| *byte == 9) && hole.iter().all(|byte| *byte == 0));
+    }
+    let reader = disk.open(&path, OpenMode::Read).expect("open");
+    assert!(reader.punch(0, 1).is_err(), "a file opened for reading is not changed");
+    disk.remove(&path).expect("remove");
 }
 
 fn locks(disk: &dyn Disk, root: &Path) {

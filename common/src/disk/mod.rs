@@ -86,6 +86,16 @@ pub trait DiskFile: Send + Sync + 'static {
     fn len(&self) -> io::Result<u64>;
     /// Sets the length; new bytes read as zero.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes the file at least `len` bytes long with room on the disk behind every byte; new bytes read as zero. `Unsupported`
+    /// where the file system cannot.
+    fn allocate(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Gives the room of a range back to the disk: it reads as zero and the length stays. Needs no room itself. `Unsupported` where
+    /// the file system cannot. Durable after `sync_data`.
+    fn punch(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)

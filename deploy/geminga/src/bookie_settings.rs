@@ -23,6 +23,21 @@ pub(crate) struct Settings {
     flush_ms: u64,
     /// Bytes of the cache of blocks read from disk. Default 8 MiB.
     block_cache: ByteSize,
+    /// Shards, each with a journal and threads of its own. Default 1, 1 to 64. Fixed when the store is made.
+    shards: u16,
+    /// Bytes held in reserve for the day the disk is full, so that deleting still works then. Default 64 MiB; 0 holds none, and a full
+    /// disk may keep deletions waiting. One journal file's size per shard is held beside it.
+    disk_reserve: ByteSize,
+    /// With so many free bytes nothing is refused, however full the disk is in percent. Default 8 GiB; 0: percents alone decide.
+    disk_enough: ByteSize,
+    /// From this share of the disk on the store is no place for new ledgers, in percent. Default 85.
+    disk_warn_percent: u8,
+    /// From this share on publishing is refused, in percent. Default 92; it is taken up again 2 below.
+    disk_refuse_percent: u8,
+    /// From this share on not even recovery may write, in percent. Default 97.
+    disk_stop_percent: u8,
+    /// Days in which every stored byte is read and checked once. Default 14, 1 to 365.
+    scrub_days: u64,
 }
 
 impl Default for Settings {
@@ -34,6 +49,13 @@ impl Default for Settings {
             write_cache: ByteSize(64 << 20),
             flush_ms: 60_000,
             block_cache: ByteSize(8 << 20),
+            shards: 1,
+            disk_reserve: ByteSize(64 << 20),
+            disk_enough: ByteSize(8 << 30),
+            disk_warn_percent: 85,
+            disk_refuse_percent: 92,
+            disk_stop_percent: 97,
+            scrub_days: 14,
         }
     }
 }
@@ -57,6 +79,19 @@ impl Settings {
         config.flush_interval = Duration::from_millis(self.flush_ms);
         config.block_cache =
             usize::try_from(self.block_cache.0).context("bookie.block_cache is too large")?;
+        config.shards = self.shards;
+        config.ballast = self.disk_reserve.0;
+        config.watermarks = geminga_bookie::Watermarks {
+            no_new_ledgers: self.disk_warn_percent,
+            recovery_only: self.disk_refuse_percent,
+            nothing: self.disk_stop_percent,
+            reopen_new_ledgers: self.disk_warn_percent.saturating_sub(5),
+            reopen_adds: self.disk_refuse_percent.saturating_sub(2),
+            reopen_recovery: self.disk_stop_percent.saturating_sub(2),
+            enough_free: self.disk_enough.0,
+        };
+        anyhow::ensure!((1..=365).contains(&self.scrub_days), "bookie.scrub_days must be 1 to 365");
+        config.scrub_period = Duration::from_secs(self.scrub_days * 24 * 3600);
         // Whatever a producer may send must fit, with the metadata around it.
         config.entry_bytes_max = message_max + (64 << 10);
         config.validate().context("configuration of the bookie")?;

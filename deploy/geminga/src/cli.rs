@@ -24,6 +24,8 @@ pub(crate) enum Role {
     /// A whole cluster of processes on this machine.
     #[command(subcommand)]
     Cluster(crate::cluster::Command),
+    /// Look into a bookie's store that is not running: what lies in it, and whether every checksum holds. Changes nothing.
+    BookieInspect(InspectArgs),
     /// Publish or consume load and report latencies.
     Perf(geminga_perf::Args),
 }
@@ -128,4 +130,34 @@ pub(crate) struct BookieArgs {
     /// Allow a bind address other than the loopback although nobody is authenticated.
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// Flags of `bookie-inspect`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct InspectArgs {
+    /// The bookie's first data directory, the one with `FORMAT` in it (of a standalone: `DATA-DIR/bookie`).
+    pub(crate) dir: PathBuf,
+    /// A further data directory; once for each, in the order of the configuration.
+    #[arg(long)]
+    pub(crate) more_data: Vec<PathBuf>,
+    /// A journal directory of its own; once for each, in the order of the configuration.
+    #[arg(long)]
+    pub(crate) journal_dir: Vec<PathBuf>,
+    /// Show more than a line per file: `journal`, `segments` or `manifest`.
+    #[arg(long, value_enum)]
+    pub(crate) show: Option<Shown>,
+    /// Show all that is stored of this ledger.
+    #[arg(long, conflicts_with = "show")]
+    pub(crate) ledger: Option<u64>,
+}
+
+/// What `bookie-inspect` shows in full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Shown {
+    /// Every batch of the journal.
+    Journal,
+    /// Every run of every segment.
+    Segments,
+    /// Every row of the manifest.
+    Manifest,
 }

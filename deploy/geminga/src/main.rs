@@ -1,6 +1,7 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
 mod bookie;
+mod bookie_inspect;
 mod bookie_settings;
 mod broker;
 mod cli;
@@ -22,6 +23,7 @@ fn main() -> std::process::ExitCode {
         cli::Role::Broker(args) => broker::main(*args),
         cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Bookie(args) => bookie::main(*args),
+        cli::Role::BookieInspect(args) => bookie_inspect::main(args),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {

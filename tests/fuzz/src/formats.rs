@@ -6,7 +6,7 @@ use crate::alloc::bounded;
 use geminga_bookie::fuzz;
 
 /// Formats; the first byte of the input chooses one.
-pub const KINDS: u8 = 5;
+pub const KINDS: u8 = 6;
 
 /// Runs the target.
 pub fn run(data: &[u8]) {
@@ -16,6 +16,7 @@ pub fn run(data: &[u8]) {
         1 => fuzz::block(bytes),
         2 => fuzz::footer(bytes),
         3 => fuzz::row(bytes),
-        _ => fuzz::identity(bytes),
+        4 => fuzz::identity(bytes),
+        _ => fuzz::segment_row(bytes),
     });
 }

@@ -35,6 +35,7 @@ fn config() -> Config {
     config.write_cache = 6000;
     config.block_bytes = 700;
     config.block_cache = 4096;
+    config.ballast = 0;
     config.seed = Some(42);
     config
 }

@@ -8,259 +8,22 @@
 //! sync; a failed sync that leaves pages looking clean but lost; a lying sync; a full disk; flipped bits. Not modelled: a length
 //! change separate from its data, misdirected writes, stalls.
 
+mod image;
+#[cfg(test)]
+mod tests;
+
 use super::{ALIGN, Disk, DiskFile, OpenMode, Space};
 use crate::rng::Rng;
+use image::{Change, Image, Inode, Medium, Part};
 use parking_lot::Mutex;
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Unit of tearing, in bytes.
 pub const SECTOR: usize = 512;
-const PAGE: usize = 4096;
-
-type Inode = u64;
-
-#[derive(Clone, Default, Debug)]
-struct Content {
-    len: u64,
-    pages: Vec<Option<Arc<[u8; PAGE]>>>,
-}
-
-impl Content {
-    fn write(&mut self, bytes: &[u8], offset: u64) {
-        let end = offset + bytes.len() as u64;
-        self.len = self.len.max(end);
-        self.pages.resize(self.pages.len().max((end as usize).div_ceil(PAGE)), None);
-        let (mut at, mut rest) = (offset as usize, bytes);
-        while !rest.is_empty() {
-            let within = at % PAGE;
-            let (head, tail) = rest.split_at(rest.len().min(PAGE - within));
-            let slot = &mut self.pages[at / PAGE];
-            if slot.is_some() || head.iter().any(|b| *b != 0) {
-                let page = Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; PAGE])));
-                page[within..within + head.len()].copy_from_slice(head);
-            }
-            (at, rest) = (at + head.len(), tail);
-        }
-    }
-
-    fn read(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        if offset + out.len() as u64 > self.len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let (mut at, mut done) = (offset as usize, 0);
-        while done < out.len() {
-            let within = at % PAGE;
-            let part = (out.len() - done).min(PAGE - within);
-            match self.pages.get(at / PAGE).and_then(Option::as_ref) {
-                Some(page) => out[done..done + part].copy_from_slice(&page[within..within + part]),
-                None => out[done..done + part].fill(0),
-            }
-            (at, done) = (at + part, done + part);
-        }
-        Ok(())
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            self.pages.truncate((len as usize).div_ceil(PAGE));
-            let within = len as usize % PAGE;
-            if within > 0
-                && let Some(Some(page)) = self.pages.get_mut(len as usize / PAGE)
-            {
-                Arc::make_mut(page)[within..].fill(0);
-            }
-        }
-        self.len = len;
-        self.pages.resize((len as usize).div_ceil(PAGE), None);
-    }
-}
-
-/// One picture of the disk.
-#[derive(Clone, Default, Debug)]
-struct Image {
-    files: BTreeMap<Inode, Arc<Content>>,
-    names: BTreeMap<PathBuf, Inode>,
-    dirs: BTreeSet<PathBuf>,
-}
-
-/// A change of the disk, in the order of calls.
-#[derive(Clone, Debug)]
-enum Change {
-    Write {
-        file: Inode,
-        offset: u64,
-        bytes: Arc<[u8]>,
-    },
-    SetLen {
-        file: Inode,
-        len: u64,
-    },
-    Create {
-        path: PathBuf,
-        file: Inode,
-    },
-    Rename {
-        from: PathBuf,
-        to: PathBuf,
-    },
-    Remove {
-        path: PathBuf,
-    },
-    Sync {
-        file: Inode,
-    },
-    SyncDir {
-        dir: PathBuf,
-    },
-    /// Written and durable in one call.
-    DirectWrite {
-        file: Inode,
-        offset: u64,
-        bytes: Arc<[u8]>,
-    },
-    MakeDir {
-        path: PathBuf,
-    },
-    /// A sync that failed: what it should have made durable never will be.
-    Dropped {
-        file: Option<Inode>,
-        dir: Option<PathBuf>,
-    },
-}
-
-impl Change {
-    fn file(&self) -> Option<Inode> {
-        match self {
-            Change::Write { file, .. } | Change::SetLen { file, .. } | Change::DirectWrite { file, .. } => {
-                Some(*file)
-            }
-            _ => None,
-        }
-    }
-
-    fn in_dir(&self, dir: &Path) -> bool {
-        match self {
-            Change::Create { path, .. } | Change::Remove { path } => path.parent() == Some(dir),
-            Change::Rename { from, to } => from.parent() == Some(dir) || to.parent() == Some(dir),
-            _ => false,
-        }
-    }
-
-    fn sectors(&self) -> usize {
-        match self {
-            Change::Write { bytes, .. } | Change::DirectWrite { bytes, .. } => bytes.len().div_ceil(SECTOR),
-            _ => 1,
-        }
-    }
-}
-
-impl Image {
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Write { file, offset, bytes } | Change::DirectWrite { file, offset, bytes } => {
-                Arc::make_mut(self.files.entry(*file).or_default()).write(bytes, *offset);
-            }
-            Change::SetLen { file, len } => {
-                Arc::make_mut(self.files.entry(*file).or_default()).set_len(*len);
-            }
-            Change::Create { path, file } => {
-                self.names.insert(path.clone(), *file);
-                self.files.entry(*file).or_default();
-            }
-            Change::Rename { from, to } => {
-                if let Some(file) = self.names.remove(from) {
-                    self.names.insert(to.clone(), file);
-                }
-            }
-            Change::Remove { path } => {
-                self.names.remove(path);
-            }
-            Change::MakeDir { path } => {
-                self.dirs.extend(path.ancestors().map(Path::to_owned));
-            }
-            Change::Sync { .. } | Change::SyncDir { .. } | Change::Dropped { .. } => {}
-        }
-    }
-
-    /// Applies the chosen sectors of a write.
-    fn apply_sectors(&mut self, change: &Change, mut keep: impl FnMut(usize) -> bool) {
-        let (Change::Write { file, offset, bytes } | Change::DirectWrite { file, offset, bytes }) = change
-        else {
-            if keep(0) {
-                self.apply(change);
-            }
-            return;
-        };
-        let content = Arc::make_mut(self.files.entry(*file).or_default());
-        let mut at = 0;
-        let mut number = 0;
-        while at < bytes.len() {
-            // Sectors are those of the device: the first piece ends where one does.
-            let place = (*offset as usize + at) % SECTOR;
-            let end = (at + SECTOR - place).min(bytes.len());
-            if keep(number) {
-                content.write(&bytes[at..end], offset + at as u64);
-            }
-            (at, number) = (end, number + 1);
-        }
-    }
-}
-
-/// The durable picture and what is on its way there.
-#[derive(Clone, Default, Debug)]
-struct Medium {
-    durable: Image,
-    pending: Vec<Change>,
-}
-
-impl Medium {
-    fn step(&mut self, change: &Change) {
-        match change {
-            Change::Sync { file } => self.settle(|c| c.file() == Some(*file)),
-            Change::SyncDir { dir } => self.settle(|c| c.in_dir(dir)),
-            Change::DirectWrite { file, .. } => {
-                // The write by-passes the cache, and what it makes durable includes the earlier writes below it.
-                self.pending.push(change.clone());
-                self.settle(|c| c.file() == Some(*file));
-            }
-            Change::MakeDir { .. } => self.durable.apply(change),
-            Change::Dropped { file, dir } => self.pending.retain(|c| {
-                let file = file.is_some() && c.file() == *file;
-                !(file || dir.as_ref().is_some_and(|dir| c.in_dir(dir)))
-            }),
-            other => self.pending.push(other.clone()),
-        }
-    }
-
-    fn settle(&mut self, which: impl Fn(&Change) -> bool) {
-        let pending = std::mem::take(&mut self.pending);
-        let (now, later): (Vec<_>, Vec<_>) = pending.into_iter().partition(which);
-        now.iter().for_each(|change| self.durable.apply(change));
-        self.pending = later;
-    }
-
-    fn image(&self, mut part: impl FnMut(usize, &Change) -> Part) -> Image {
-        let mut image = self.durable.clone();
-        for (number, change) in self.pending.iter().enumerate() {
-            match part(number, change) {
-                Part::None => {}
-                Part::All => image.apply(change),
-                Part::Sectors(keep) => image.apply_sectors(change, |n| keep.get(n).copied().unwrap_or(false)),
-            }
-        }
-        image
-    }
-}
-
-enum Part {
-    None,
-    All,
-    Sectors(Vec<bool>),
-}
 
 /// What survives a crash of what was not yet durable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -287,6 +50,9 @@ struct Faults {
     sync_error_in: Option<u64>,
     lying_sync: bool,
     bytes_left: Option<u64>,
+    /// Size of the disk: files give room back when they shrink, are punched or removed.
+    capacity: Option<u64>,
+    read_only: bool,
 }
 
 #[derive(Debug)]
@@ -384,6 +150,22 @@ impl SimDisk {
     /// Only this many more bytes fit; `None` lifts the limit.
     pub fn limit(&self, bytes: Option<u64>) {
         self.state.lock().faults.bytes_left = bytes;
+    }
+
+    /// The disk has this size from now on, and what is removed, cut or punched makes room again; `None`: as large as can be.
+    pub fn capacity(&self, bytes: Option<u64>) {
+        self.state.lock().faults.capacity = bytes;
+    }
+
+    /// Bytes that named files take.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.state.lock().used()
+    }
+
+    /// Nothing can be changed from now on, as on a file system mounted read-only.
+    pub fn read_only(&self, on: bool) {
+        self.state.lock().faults.read_only = on;
     }
 
     /// The files there are, with their lengths.
@@ -523,7 +305,21 @@ impl State {
         }
     }
 
+    fn used(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let named = self.live.names.values().filter(|file| seen.insert(**file));
+        named.filter_map(|file| self.live.files.get(file)).map(|content| content.allocated()).sum()
+    }
+
+    fn writable(&self) -> io::Result<()> {
+        if self.faults.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+
     fn room(&mut self, bytes: u64) -> io::Result<()> {
+        self.writable()?;
+        if bytes > 0 && self.faults.capacity.is_some_and(|size| self.used() + bytes > size) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if let Some(left) = &mut self.faults.bytes_left {
             *left = left.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
         }
@@ -567,6 +363,7 @@ impl Disk for SimDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         if !state.live.dirs.contains(path) {
+            state.writable()?;
             state.change(Change::MakeDir { path: path.to_owned() });
         }
         Ok(())
@@ -592,6 +389,7 @@ impl Disk for SimDisk {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
             (OpenMode::CreateNew | OpenMode::CreateDirect, None) => {
+                state.writable()?;
                 let file = state.next_inode;
                 state.next_inode += 1;
                 state.change(Change::Create { path: path.to_owned(), file });
@@ -605,6 +403,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.writable()?;
         if !state.live.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -614,6 +413,7 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.writable()?;
         if !state.live.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -630,8 +430,12 @@ impl Disk for SimDisk {
     }
 
     fn space(&self, _dir: &Path) -> io::Result<Space> {
+        let state = self.state.lock();
+        if let Some(total) = state.faults.capacity {
+            return Ok(Space { total, available: total.saturating_sub(state.used()) });
+        }
         let total = 1 << 40;
-        Ok(Space { total, available: self.state.lock().faults.bytes_left.unwrap_or(total) })
+        Ok(Space { total, available: state.faults.bytes_left.unwrap_or(total) })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
@@ -704,72 +508,19 @@ impl DiskFile for SimFile {
         state.change(Change::SetLen { file: self.file, len });
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(name: &str) -> PathBuf {
-        Path::new("/d").join(name)
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let before = self.len()?;
+        if len > before { self.set_len(len) } else { Ok(()) }
     }
 
-    fn disk() -> SimDisk {
-        let disk = SimDisk::new();
-        disk.create_dir_all(Path::new("/d")).unwrap();
-        disk
-    }
-
-    #[test]
-    fn keeps_the_rules_of_a_disk() {
-        let disk = disk();
-        super::super::conformance::run(&disk, Path::new("/d"));
-    }
-
-    #[test]
-    fn a_crash_keeps_what_was_synced_and_any_part_of_the_rest() {
-        let disk = disk();
-        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
-        file.write_all_at(&[1; 2048], 0).unwrap();
-        file.sync_data().unwrap();
-        assert!(disk.crash(&Crash::Lost).files().is_empty(), "the name is not durable");
-        disk.sync_dir(Path::new("/d")).unwrap();
-        file.write_all_at(&[2; 2048], 0).unwrap();
-        assert_eq!(disk.crash(&Crash::Lost).bytes(&path("a")).unwrap(), [1; 2048]);
-        assert_eq!(disk.crash(&Crash::Kept).bytes(&path("a")).unwrap(), [2; 2048]);
-        let torn = disk.crash(&Crash::TornAfter(1)).bytes(&path("a")).unwrap();
-        assert_eq!((torn[511], torn[512]), (2, 1));
-        disk.rename(&path("a"), &path("b")).unwrap();
-        assert!(disk.crash(&Crash::Lost).bytes(&path("a")).is_ok());
-        assert!(disk.crash(&Crash::Kept).bytes(&path("b")).is_ok());
-    }
-
-    #[test]
-    fn a_failed_sync_loses_its_pages_and_a_second_one_does_not_bring_them_back() {
-        let disk = disk();
-        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        file.write_all_at(&[1; 100], 0).unwrap();
-        disk.fail_sync_in(0);
-        assert!(file.sync_data().is_err());
-        file.sync_data().unwrap();
-        let mut seen = [0; 100];
-        file.read_exact_at(&mut seen, 0).unwrap();
-        assert_eq!(seen, [1; 100], "the cache still shows it");
-        assert!(disk.crash(&Crash::Kept).bytes(&path("a")).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_full_disk_and_a_lying_sync() {
-        let disk = disk();
-        let file = disk.open(&path("a"), OpenMode::CreateNew).unwrap();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        disk.limit(Some(10));
-        let full = file.write_all_at(&[1; 11], 0).map_err(|e| e.kind());
-        assert_eq!(full, Err(io::ErrorKind::StorageFull));
-        disk.lie(true);
-        file.write_all_at(&[1; 10], 0).unwrap();
-        file.sync_data().unwrap();
-        assert!(disk.crash(&Crash::Lost).bytes(&path("a")).unwrap().is_empty());
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        if matches!(self.mode, OpenMode::Read | OpenMode::ReadDirect) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut state = self.state.lock();
+        state.writable()?;
+        state.change(Change::Punch { file: self.file, offset, len });
+        Ok(())
     }
 }

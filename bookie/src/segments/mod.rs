@@ -3,18 +3,26 @@
 //! Owner: [`SegmentSet`], immutable, replaced as a whole; a reader keeps the set it started with, so a removed file stays readable
 //! for it. Footers are loaded when first needed. Invariant: a footer or block that does not check is `Damaged`, never absence.
 
+mod cache;
+mod rebuild;
+mod write;
+
 use crate::format::segment::{self as format, Block, Footer, Run, TRAILER};
-use crate::shard::FlushPlan;
+use crate::shard::cache::{join, range, without};
 use bytes::Bytes;
+pub(crate) use cache::BlockCache;
 use geminga_bookie_client::entry::Entry;
-use geminga_common::disk::{DirectAppend, Disk, DiskFile, OpenMode};
+use geminga_bookie_client::rpc::IdRange;
+use geminga_common::disk::{Disk, DiskFile, OpenMode};
 use geminga_common::ids::{EntryId, LedgerId};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
-use std::io;
+pub(crate) use rebuild::rebuild;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+pub(crate) use write::{Writer, finish, flush};
 
 /// Bytes of one read from disk.
 const READ: u64 = 1 << 20;
@@ -26,6 +34,12 @@ pub(crate) struct SegmentRow {
     pub(crate) len: u64,
     pub(crate) footer: u64,
     pub(crate) ledgers: RangeInclusive<LedgerId>,
+    /// Bytes of blocks in which something lives, when it was last counted.
+    pub(crate) live: u64,
+    /// Dead bytes are to be given back.
+    pub(crate) punch_due: bool,
+    /// It holds runs that are worth merging.
+    pub(crate) small: bool,
 }
 
 /// Something of a segment cannot be read or does not check.
@@ -36,52 +50,22 @@ pub(crate) struct Segment {
     pub(crate) row: SegmentRow,
     file: Option<Arc<dyn DiskFile>>,
     footer: OnceLock<Result<Footer, Damaged>>,
+    /// Offsets of blocks that did not check, and whether there are any.
+    bad: Mutex<BTreeSet<u64>>,
+    has_bad: AtomicBool,
+    /// As in the row, but as of now.
+    pub(crate) live: AtomicU64,
+    pub(crate) punch_due: AtomicBool,
+    /// Extents below here are punched.
+    pub(crate) punched_to: AtomicU64,
+    /// Not to be merged: something in it does not check.
+    pub(crate) unmergeable: AtomicBool,
 }
 
 #[derive(Clone, Default)]
 pub(crate) struct SegmentSet {
     /// Rising by id: later ones hold later copies.
     pub(crate) all: Vec<Arc<Segment>>,
-}
-
-/// Blocks read lately, bounded in bytes. Only the last block of a read is kept: a scan cannot push the rest out.
-pub(crate) struct BlockCache {
-    state: Mutex<BlockCacheState>,
-    limit: usize,
-}
-
-#[derive(Default)]
-struct BlockCacheState {
-    blocks: BTreeMap<(u64, u64), Bytes>,
-    order: VecDeque<(u64, u64)>,
-    bytes: usize,
-}
-
-impl BlockCache {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { state: Mutex::default(), limit }
-    }
-
-    fn get(&self, key: (u64, u64)) -> Option<Bytes> {
-        self.state.lock().blocks.get(&key).cloned()
-    }
-
-    fn put(&self, key: (u64, u64), block: Bytes) {
-        // A slice would pin the whole piece it was read in.
-        let block = Bytes::copy_from_slice(&block);
-        let mut state = self.state.lock();
-        if block.len() > self.limit || state.blocks.contains_key(&key) {
-            return;
-        }
-        state.bytes += block.len();
-        state.blocks.insert(key, block);
-        state.order.push_back(key);
-        while state.bytes > self.limit {
-            let Some(oldest) = state.order.pop_front() else { break };
-            let freed = state.blocks.remove(&oldest).map_or(0, |b| b.len());
-            state.bytes -= freed;
-        }
-    }
 }
 
 pub(crate) fn path(dir: &Path, id: u64) -> PathBuf {
@@ -91,12 +75,85 @@ pub(crate) fn path(dir: &Path, id: u64) -> PathBuf {
 impl Segment {
     /// A segment whose file may be unreadable: that shows when it is asked.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path, row: SegmentRow) -> Self {
-        let file = disk.open(&path(dir, row.id), OpenMode::Read).ok();
-        Self { row, file, footer: OnceLock::new() }
+        Self::of(disk.open(&path(dir, row.id), OpenMode::Read).ok(), row)
+    }
+
+    fn of(file: Option<Arc<dyn DiskFile>>, row: SegmentRow) -> Self {
+        Self {
+            live: AtomicU64::new(row.live),
+            punch_due: AtomicBool::new(row.punch_due),
+            row,
+            file,
+            footer: OnceLock::new(),
+            bad: Mutex::default(),
+            has_bad: AtomicBool::new(false),
+            punched_to: AtomicU64::new(0),
+            unmergeable: AtomicBool::new(false),
+        }
+    }
+
+    /// The row as of now.
+    pub(crate) fn row(&self) -> SegmentRow {
+        let (live, punch_due) = (self.live.load(Ordering::Relaxed), self.punch_due.load(Ordering::Relaxed));
+        SegmentRow { live, punch_due, ..self.row.clone() }
+    }
+
+    /// Marks a block: from now on nothing is said of what it holds. False if that was known.
+    pub(crate) fn mark_bad(&self, offset: u64) -> bool {
+        let fresh = self.bad.lock().insert(offset);
+        self.has_bad.store(true, Ordering::Release);
+        self.unmergeable.store(true, Ordering::Relaxed);
+        fresh
+    }
+
+    pub(crate) fn is_bad(&self, offset: u64) -> bool {
+        self.has_bad.load(Ordering::Acquire) && self.bad.lock().contains(&offset)
+    }
+
+    /// Blocks that did not check.
+    pub(crate) fn bad_blocks(&self) -> usize {
+        self.bad.lock().len()
+    }
+
+    /// Reads one block and checks it and every entry in it.
+    pub(crate) fn verified(&self, block: &Block) -> Result<Vec<(LedgerId, Entry)>, Damaged> {
+        let body = self.row.len - self.row.footer;
+        if block.offset.checked_add(block.len).is_none_or(|end| end > body) || self.is_bad(block.offset) {
+            return Err(Damaged);
+        }
+        let mut bytes = vec![0; block.len as usize];
+        self.file.as_ref().ok_or(Damaged)?.read_exact_at(&mut bytes, block.offset).map_err(|_| Damaged)?;
+        let entries = format::open_block(&Bytes::from(bytes), self.row.id, block.offset).ok_or(Damaged)?;
+        let sound = |item: Option<(LedgerId, Entry)>| {
+            item.filter(|(ledger, entry)| entry.verify(*ledger)).ok_or(Damaged)
+        };
+        entries.map(sound).collect()
+    }
+
+    /// Ids of a ledger that lie in blocks that did not check.
+    fn doubt(&self, ledger: LedgerId, footer: &Footer, out: &mut Vec<IdRange>) {
+        if !self.has_bad.load(Ordering::Acquire) {
+            return;
+        }
+        let bad = self.bad.lock();
+        for (at, block) in footer.blocks.iter().enumerate().filter(|(_, block)| bad.contains(&block.offset)) {
+            let end =
+                footer.blocks.get(at + 1).map_or((LedgerId(u64::MAX), 0), |next| (next.ledger, next.first));
+            if block.ledger <= ledger && ledger <= end.0 {
+                let first = if block.ledger == ledger { block.first } else { 0 };
+                let last = if end.0 == ledger { end.1.checked_sub(1) } else { Some(u64::MAX - 1) };
+                out.extend(last.filter(|last| first <= *last).map(|last| range(first, last)));
+            }
+        }
     }
 
     pub(crate) fn footer(&self) -> Result<&Footer, Damaged> {
         self.footer.get_or_init(|| self.load().ok_or(Damaged)).as_ref().map_err(|damaged| *damaged)
+    }
+
+    /// Whether the footer was looked at and does not check.
+    pub(crate) fn footer_is_bad(&self) -> bool {
+        matches!(self.footer.get(), Some(Err(Damaged)))
     }
 
     fn load(&self) -> Option<Footer> {
@@ -143,7 +200,8 @@ impl Segment {
             };
             for (number, block) in piece.iter().enumerate() {
                 let place = &blocks[at + number];
-                let Some(entries) = format::open_block(block, self.row.id, place.offset) else {
+                let opened = format::open_block(block, self.row.id, place.offset);
+                let Some(entries) = opened.filter(|_| !self.is_bad(place.offset)) else {
                     return if out.is_empty() { Err(Damaged) } else { Ok(out) };
                 };
                 for item in entries {
@@ -153,7 +211,7 @@ impl Segment {
                     }
                     let full = bytes + entry.payload.len() > bytes_max && !out.is_empty();
                     if full || entry.id > last {
-                        cache.put((self.row.id, place.offset), block.clone());
+                        cache.put((self.row.id, place.offset), block);
                         return if out.is_empty() { Err(Damaged) } else { Ok(out) };
                     }
                     bytes += entry.payload.len();
@@ -239,95 +297,39 @@ impl SegmentSet {
         id
     }
 
-    /// Runs of a ledger, and whether a footer that may know of more cannot be read.
-    pub(crate) fn runs(&self, ledger: LedgerId) -> (Vec<Run>, bool) {
-        let (mut out, mut damaged) = (Vec::new(), false);
+    /// Ids of a ledger that can be read, those that are there or not, and whether a footer that may know of more cannot be read.
+    pub(crate) fn ids(&self, ledger: LedgerId) -> (Vec<IdRange>, Vec<IdRange>, bool) {
+        let (mut sound, mut doubtful, mut damaged) = (Vec::new(), Vec::new(), false);
         for segment in self.all.iter().filter(|s| s.row.ledgers.contains(&ledger)) {
-            match segment.footer() {
-                Ok(footer) => {
-                    let from = footer.runs.partition_point(|run| run.ledger < ledger);
-                    out.extend(footer.runs[from..].iter().take_while(|run| run.ledger == ledger));
-                }
-                Err(Damaged) => damaged = true,
-            }
-        }
-        (out, damaged)
-    }
-}
-
-/// Writes the entries of a flush as a segment; durable when it returns, but not yet in the manifest.
-pub(crate) fn write(
-    disk: &dyn Disk,
-    dir: &Path,
-    id: u64,
-    plan: &FlushPlan,
-    config: &crate::Config,
-) -> io::Result<Option<SegmentRow>> {
-    let ledgers = || plan.ledgers.iter().filter_map(|(l, _, e)| e.as_ref().map(|e| (*l, e)));
-    let (Some((low, _)), Some((high, _))) = (ledgers().next(), ledgers().next_back()) else {
-        return Ok(None);
-    };
-    let file = DirectAppend::new(disk, path(dir, id), 2 << 20);
-    let mut out = Out { file, segment: id, count: 0 };
-    let mut footer = Footer::default();
-    let mut block = None;
-    for (ledger, entries) in ledgers() {
-        for chunk in entries.chunk_by(|a, b| a.id.0 + 1 == b.id.0) {
-            footer.runs.push(Run { ledger, first: chunk[0].id.0, count: chunk.len() as u64 });
-        }
-        for entry in entries.iter() {
-            let start = match block {
-                Some(start) => start,
-                None => out.begin(&mut footer, ledger, entry.id),
+            let Ok(footer) = segment.footer() else {
+                damaged = true;
+                continue;
             };
-            format::push_entry(out.file.buf(), ledger, entry);
-            out.count += 1;
-            block = Some(start);
-            if out.file.buf().len() - start >= config.block_bytes {
-                out.finish(start, &mut footer)?;
-                block = None;
+            let from = footer.runs.partition_point(|run| run.ledger < ledger);
+            let runs = footer.runs[from..].iter().take_while(|run| run.ledger == ledger);
+            let runs: Vec<IdRange> = runs.map(|run| range(run.first, run.first + run.count - 1)).collect();
+            let mut doubt = Vec::new();
+            segment.doubt(ledger, footer, &mut doubt);
+            if doubt.is_empty() {
+                sound.extend(runs);
+            } else {
+                let kept = without(&runs, &doubt);
+                doubtful.extend(without(&runs, &kept));
+                sound.extend(kept);
             }
         }
-    }
-    if let Some(start) = block {
-        out.finish(start, &mut footer)?;
-    }
-    let bytes = footer.encode(id);
-    out.file.buf().extend_from_slice(&bytes);
-    let len = out.file.len();
-    let file = out.file.finish()?;
-    if let Err(error) = file.sync_data() {
-        // A failed sync is final; only the defect of that name asks again.
-        if !config.has(crate::mutant::Mutant::SyncRetried) || file.sync_data().is_err() {
-            return Err(error);
-        }
-    }
-    disk.sync_dir(dir)?;
-    Ok(Some(SegmentRow { id, len, footer: bytes.len() as u64, ledgers: low..=high }))
-}
-
-struct Out<'a> {
-    file: DirectAppend<'a>,
-    segment: u64,
-    count: u32,
-}
-
-impl Out<'_> {
-    fn begin(&mut self, footer: &mut Footer, ledger: LedgerId, first: EntryId) -> usize {
-        let start = self.file.buf().len();
-        let offset = self.file.offset(start);
-        footer.blocks.push(Block { offset, len: 0, ledger, first: first.0 });
-        format::begin_block(self.file.buf());
-        self.count = 0;
-        start
+        let sound = join(sound);
+        let doubtful = without(&join(doubtful), &sound);
+        (sound, doubtful, damaged)
     }
 
-    fn finish(&mut self, start: usize, footer: &mut Footer) -> io::Result<()> {
-        if let Some(block) = footer.blocks.last_mut() {
-            block.len = (self.file.buf().len() - start) as u64;
-            format::finish_block(self.file.buf(), start, self.count, self.segment, block.offset);
-        }
-        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
+    /// Whether a segment holds, or may hold, entries of a ledger.
+    pub(crate) fn may_hold(&self, ledger: LedgerId) -> bool {
+        let holds = |s: &&Arc<Segment>| match s.footer() {
+            Ok(footer) => footer.runs.binary_search_by_key(&ledger, |run| run.ledger).is_ok(),
+            Err(Damaged) => true,
+        };
+        self.all.iter().filter(|s| s.row.ledgers.contains(&ledger)).any(|s| holds(&s))
     }
 }
 
@@ -343,8 +345,9 @@ mod tests {
             runs: vec![run(1, 0, 10), run(1, 20, 1 << 60), run(2, 0, 5)],
             blocks: vec![block(0, 1, 0), block(10, 1, 4), block(20, 1, 30)],
         };
-        let row = SegmentRow { id: 1, len: 0, footer: 0, ledgers: LedgerId(1)..=LedgerId(2) };
-        let segment = Segment { row, file: None, footer: OnceLock::from(Ok(footer)) };
+        let ledgers = LedgerId(1)..=LedgerId(2);
+        let row = SegmentRow { id: 1, len: 0, footer: 0, ledgers, live: 0, punch_due: false, small: false };
+        let segment = Segment { footer: OnceLock::from(Ok(footer)), ..Segment::of(None, row) };
         let set = SegmentSet { all: vec![Arc::new(segment)] };
         let to = |ledger, id| set.unreadable_to(LedgerId(ledger), EntryId(id)).0;
         assert_eq!((to(1, 0), to(1, 3), to(1, 4), to(1, 9)), (3, 3, 9, 9));

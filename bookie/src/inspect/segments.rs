@@ -1,0 +1,69 @@
+//! Segment files: every footer, block and entry checked, except where only deleted ledgers lie.
+
+use super::{Part, Report, gone};
+use crate::gc;
+use crate::manifest::Content;
+use crate::segments::{Segment, SegmentRow};
+use crate::store::Place;
+use std::io;
+
+impl Report<'_> {
+    pub(super) fn segments(&mut self, place: &Place, content: &Content) -> io::Result<()> {
+        let dir = place.data_dir.join("segments");
+        let mut known = Vec::new();
+        for row in &content.segments {
+            known.push(format!("{:016x}.seg", row.id));
+            let segment = Segment::open(self.disk, &dir, row.clone());
+            self.segment(row, &segment, content)?;
+        }
+        match self.disk.list(&dir) {
+            Ok(names) => {
+                for name in names.iter().filter(|name| !known.contains(name)) {
+                    writeln!(self.out, "  segments/{name}: not in the manifest")?;
+                }
+            }
+            Err(error) => self.findings.push(format!("{}: {error}", dir.display())),
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, row: &SegmentRow, segment: &Segment, content: &Content) -> io::Result<()> {
+        let name = format!("segments/{:016x}.seg", row.id);
+        let Ok(footer) = segment.footer() else {
+            self.findings.push(format!("{name}: missing, or its footer does not check"));
+            return Ok(());
+        };
+        let dead = gc::dead_blocks(footer, |ledger| gone(content, ledger));
+        let (mut entries, mut bytes, mut bad) = (0, 0, 0);
+        for (block, _) in footer.blocks.iter().zip(&dead).filter(|(_, dead)| !**dead) {
+            match segment.verified(block) {
+                Ok(found) => {
+                    entries += found.len();
+                    bytes += found.iter().map(|(_, entry)| entry.payload.len()).sum::<usize>();
+                }
+                Err(_) => {
+                    bad += 1;
+                    let first = (block.ledger, block.first);
+                    self.findings
+                        .push(format!("{name}: the block at {} from {first:?} does not check", block.offset));
+                }
+            }
+        }
+        let dead = dead.iter().filter(|dead| **dead).count();
+        writeln!(
+            self.out,
+            "  {name}: {} B, ledgers {} to {}, {} runs, {} blocks ({dead} dead, {bad} bad), {entries} entries with {bytes} B",
+            row.len,
+            row.ledgers.start(),
+            row.ledgers.end(),
+            footer.runs.len(),
+            footer.blocks.len()
+        )?;
+        let part = self.part;
+        for run in footer.runs.iter().filter(|run| part.shows(run.ledger, Part::Segments)) {
+            let last = run.first + run.count - 1;
+            writeln!(self.out, "    ledger {}: entries {} to {last}", run.ledger, run.first)?;
+        }
+        Ok(())
+    }
+}

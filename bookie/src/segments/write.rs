@@ -1,0 +1,124 @@
+//! A segment file as it is written: entries in (ledger, id) order, block by block, then the footer.
+
+use super::{READ, SegmentRow, path};
+use crate::Config;
+use crate::format::segment::{self as format, Block, Footer, Run};
+use crate::mutant::Mutant;
+use crate::shard::{FlushPlan, cost};
+use geminga_bookie_client::entry::Entry;
+use geminga_common::disk::{DirectAppend, Disk};
+use geminga_common::ids::{EntryId, LedgerId};
+use std::io;
+use std::path::Path;
+
+/// Writes one file. Nothing is made before the first entry.
+pub(crate) struct Writer<'a> {
+    config: &'a Config,
+    id: u64,
+    small: bool,
+    file: DirectAppend<'a>,
+    /// Entries in the open block, and where it starts in the buffer.
+    count: u32,
+    block: Option<usize>,
+    footer: Footer,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(disk: &'a dyn Disk, dir: &Path, config: &'a Config, id: u64, small: bool) -> Self {
+        let file = DirectAppend::new(disk, path(dir, id), 2 * READ as usize);
+        Self { config, id, small, file, count: 0, block: None, footer: Footer::default() }
+    }
+
+    /// Adds entries of a ledger, ids rising, the ledger above those before.
+    pub(crate) fn push(&mut self, ledger: LedgerId, entries: &[Entry]) -> io::Result<()> {
+        for chunk in entries.chunk_by(|a, b| a.id.0 + 1 == b.id.0) {
+            self.footer.runs.push(Run { ledger, first: chunk[0].id.0, count: chunk.len() as u64 });
+        }
+        for entry in entries {
+            let start = match self.block {
+                Some(start) => start,
+                None => self.begin(ledger, entry.id),
+            };
+            format::push_entry(self.file.buf(), ledger, entry);
+            self.count += 1;
+            if self.file.buf().len() - start >= self.config.block_bytes {
+                self.end_block(start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, ledger: LedgerId, first: EntryId) -> usize {
+        let start = self.file.buf().len();
+        let offset = self.file.offset(start);
+        self.footer.blocks.push(Block { offset, len: 0, ledger, first: first.0 });
+        format::begin_block(self.file.buf());
+        (self.count, self.block) = (0, Some(start));
+        start
+    }
+
+    fn end_block(&mut self, start: usize) -> io::Result<()> {
+        self.block = None;
+        if let Some(block) = self.footer.blocks.last_mut() {
+            block.len = (self.file.buf().len() - start) as u64;
+            format::finish_block(self.file.buf(), start, self.count, self.id, block.offset);
+        }
+        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
+    }
+
+    /// Completes the file; durable when it returns, except for its name. `None` when there was no entry.
+    pub(crate) fn finish(mut self) -> io::Result<Option<SegmentRow>> {
+        if let Some(start) = self.block {
+            self.end_block(start)?;
+        }
+        let (Some(low), Some(high)) = (self.footer.runs.first(), self.footer.runs.last()) else {
+            return Ok(None);
+        };
+        let ledgers = low.ledger..=high.ledger;
+        let footer = self.footer.encode(self.id);
+        let live = self.file.len();
+        self.file.buf().extend_from_slice(&footer);
+        let len = self.file.len();
+        let file = self.file.finish()?;
+        if let Err(error) = file.sync_data() {
+            // A failed sync is final; only the defect of that name asks again.
+            if !self.config.has(Mutant::SyncRetried) || file.sync_data().is_err() {
+                return Err(error);
+            }
+        }
+        let (footer, small) = (footer.len() as u64, self.small);
+        Ok(Some(SegmentRow { id: self.id, len, footer, ledgers, live, punch_due: false, small }))
+    }
+}
+
+/// Writes the entries of a flush, short runs apart from long ones; durable when it returns, but not yet in the manifest. Takes
+/// the ids `id` and `id + 1`.
+pub(crate) fn flush(
+    disk: &dyn Disk,
+    dir: &Path,
+    id: u64,
+    plan: &FlushPlan,
+    config: &Config,
+) -> io::Result<Vec<SegmentRow>> {
+    let mut long = Writer::new(disk, dir, config, id, false);
+    let mut short = Writer::new(disk, dir, config, id + 1, true);
+    for (ledger, _, entries) in &plan.ledgers {
+        let Some(entries) = entries else { continue };
+        let bytes: usize = entries.iter().map(cost).sum();
+        let out = if bytes < config.small_run { &mut short } else { &mut long };
+        out.push(*ledger, entries)?;
+    }
+    finish(disk, dir, [long, short])
+}
+
+/// Completes files and makes their names durable.
+pub(crate) fn finish(disk: &dyn Disk, dir: &Path, writers: [Writer<'_>; 2]) -> io::Result<Vec<SegmentRow>> {
+    let mut rows = Vec::new();
+    for writer in writers {
+        rows.extend(writer.finish()?);
+    }
+    if !rows.is_empty() {
+        disk.sync_dir(dir)?;
+    }
+    Ok(rows)
+}

@@ -1,0 +1,450 @@
+//! Opening a store: whose it is, whether it is whole, and what of it the journal must bring back.
+//!
+//! A store of several shards has one `FORMAT`, in its first data directory, and per shard a directory with identity, manifest and
+//! segments and one with identity and journal. Shard n lies in data directory n modulo their number, and so with journals.
+
+use super::files::{read_file, replace_file};
+use super::room::{Ballast, cut_ballast};
+use super::scrub::Scrub;
+use super::{Counts, Locks, Store};
+use crate::format::identity::{Format, FormatError, Identity};
+use crate::manifest::{Content, Manifest, ManifestError};
+use crate::mutant::Mutant;
+use crate::segments::{BlockCache, SegmentSet, rebuild};
+use crate::shard::{JournalFile, Ledger, Shard, Status};
+use crate::{Config, ConfigError, journal};
+use geminga_common::clock::Clock;
+use geminga_common::disk::{AlignedBuf, Disk};
+use geminga_common::ids::Incarnation;
+use geminga_common::rng::Rng;
+use parking_lot::Mutex;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a store did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A setting is out of its range.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// Another process has it open.
+    #[error("the store is in use by another process")]
+    InUse,
+    /// A newer version wrote it; nothing was changed.
+    #[error("the store has format version {0}, newer than this program")]
+    Newer(u32),
+    /// It belongs to another cluster; nothing was changed.
+    #[error("the store belongs to cluster {0}")]
+    OtherCluster(String),
+    /// The format file is damaged, or missing beside data; nothing was changed.
+    #[error("the store's FORMAT file is damaged or missing")]
+    Format,
+    /// It was made with other numbers of shards or directories; nothing was changed.
+    #[error(
+        "the store was made with {shards} shards in {data_dirs} data and {journal_dirs} journal directories"
+    )]
+    Layout {
+        /// Shards it has.
+        shards: u16,
+        /// Data directories it has.
+        data_dirs: u16,
+        /// Journal directories of its own that it has.
+        journal_dirs: u16,
+    },
+    /// It has lost nothing, so there is nothing to promote.
+    #[error("the store has lost nothing: its incarnation stays")]
+    NotLost,
+    /// The disk failed.
+    #[error("{}", describe(.0))]
+    Disk(#[from] io::Error),
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is mounted read-only".to_owned(),
+        io::ErrorKind::StorageFull => "the file system is full: make room and start again".to_owned(),
+        _ => format!("disk: {error}"),
+    }
+}
+
+/// Where a shard lies and which it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) journal_dir: PathBuf,
+    pub(crate) shard: u16,
+    pub(crate) shards: u16,
+}
+
+/// The places of all shards. One shard lies in the directories themselves.
+pub(crate) fn places(config: &Config) -> Vec<Place> {
+    let data: Vec<&PathBuf> = std::iter::once(&config.data_dir).chain(&config.more_data_dirs).collect();
+    let within = |dir: &Path, shard: u16| match config.shards {
+        1 => dir.to_owned(),
+        _ => dir.join(format!("shard-{shard}")),
+    };
+    let place = |shard: u16| {
+        let data_dir = within(data[usize::from(shard) % data.len()], shard);
+        let journal_dir = match &config.journal_dirs[..] {
+            [] => data_dir.join("journal"),
+            dirs => within(&dirs[usize::from(shard) % dirs.len()], shard),
+        };
+        Place { data_dir, journal_dir, shard, shards: config.shards }
+    };
+    (0..config.shards).map(place).collect()
+}
+
+/// Opens all shards of a store, formatting a blank one. If one has lost something, none proves absence or takes anything.
+pub(crate) fn open_all(
+    config: Config,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+) -> Result<Vec<Store>, OpenError> {
+    config.validate()?;
+    let config = Arc::new(config);
+    match try_open(&config, &disk, &clock) {
+        // A store must start on a full disk as well: that is where deletions are wanted.
+        Err(OpenError::Disk(error)) if super::is_full(&error) && cut_ballast(&*disk, &places(&config)) => {
+            try_open(&config, &disk, &clock)
+        }
+        other => other,
+    }
+}
+
+fn try_open(
+    config: &Arc<Config>,
+    disk: &Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Vec<Store>, OpenError> {
+    let opening = Opening { places: places(config), config, disk: &**disk };
+    let locks = opening.lock()?;
+    opening.refuse_newer()?;
+    for place in &opening.places {
+        disk.create_dir_all(&place.journal_dir)?;
+        disk.create_dir_all(&place.data_dir.join("segments"))?;
+        for dir in [&place.data_dir, &place.journal_dir] {
+            disk.sync_dir(dir)?;
+            dir.parent().map_or(Ok(()), |parent| disk.sync_dir(parent))?;
+        }
+    }
+    let format = opening.format()?;
+    let identities = opening.identities(&format)?;
+    let mut stores = Vec::new();
+    for (place, identity) in opening.places.iter().zip(identities) {
+        let context = (config.share(), disk.clone(), clock.clone());
+        stores.push(Store::open(context, place.clone(), format.store, identity, locks.clone())?);
+    }
+    if stores.iter().any(|store| store.shard.lock().status == Status::DataLoss) {
+        stores.iter().for_each(|store| store.shard.lock().status = Status::DataLoss);
+    }
+    Ok(stores)
+}
+
+struct Opening<'a> {
+    places: Vec<Place>,
+    config: &'a Config,
+    disk: &'a dyn Disk,
+}
+
+impl Opening<'_> {
+    fn lock(&self) -> Result<Locks, OpenError> {
+        let mut locks = Vec::new();
+        let roots = std::iter::once(&self.config.data_dir);
+        for dir in roots.chain(&self.config.more_data_dirs).chain(&self.config.journal_dirs) {
+            self.disk.create_dir_all(dir)?;
+            dir.parent().map_or(Ok(()), |parent| self.disk.sync_dir(parent))?;
+            locks.push(self.disk.lock(&dir.join("LOCK")).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => OpenError::InUse,
+                _ => OpenError::Disk(error),
+            })?);
+        }
+        Ok(Arc::new(locks))
+    }
+
+    fn refuse_newer(&self) -> Result<(), OpenError> {
+        match read_file(self.disk, &self.config.data_dir.join("FORMAT"))?.map(|bytes| Format::decode(&bytes))
+        {
+            Some(Err(FormatError::Newer(version))) => Err(OpenError::Newer(version)),
+            _ => Ok(()),
+        }
+    }
+
+    fn format(&self) -> Result<Format, OpenError> {
+        let config = self.config;
+        let layout =
+            (config.shards, 1 + config.more_data_dirs.len() as u16, config.journal_dirs.len() as u16);
+        let Some(bytes) = read_file(self.disk, &config.data_dir.join("FORMAT"))? else {
+            for place in &self.places {
+                if self.disk.list(&place.data_dir)?.iter().any(|name| name == "manifest.redb") {
+                    return Err(OpenError::Format);
+                }
+            }
+            return self.fresh(layout);
+        };
+        let format = match Format::decode(&bytes) {
+            Err(FormatError::Newer(version)) => return Err(OpenError::Newer(version)),
+            Err(FormatError::Damaged) => return Err(OpenError::Format),
+            Ok(format) if format.cluster != config.cluster => {
+                return Err(OpenError::OtherCluster(format.cluster));
+            }
+            Ok(format) => format,
+        };
+        if (format.shards, format.data_dirs, format.journal_dirs) != layout {
+            let Format { shards, data_dirs, journal_dirs, .. } = format;
+            return Err(OpenError::Layout { shards, data_dirs, journal_dirs });
+        }
+        if format.encode() != bytes {
+            // The first version. Raised before anything is written that it does not know.
+            replace_file(self.disk, &config.data_dir, "FORMAT", &format.encode())?;
+        }
+        Ok(format)
+    }
+
+    /// Formats a store: identities first, `FORMAT` last, so that a store with a `FORMAT` has its identities.
+    fn fresh(&self, (shards, data_dirs, journal_dirs): (u16, u16, u16)) -> Result<Format, OpenError> {
+        let mut rng = self.config.seed.map_or_else(Rng::from_system, Rng::seeded);
+        let (store, cluster) = (rng.next_u64(), self.config.cluster.clone());
+        let format = Format { store, cluster, shards, data_dirs, journal_dirs };
+        let incarnation = Incarnation(rng.next_u64() >> 1 | 1);
+        for place in &self.places {
+            let identity = Identity {
+                store,
+                incarnation,
+                boot: 0,
+                data_loss: false,
+                journaled: false,
+                shard: place.shard,
+            };
+            write_identity(self.disk, place, &identity)?;
+        }
+        replace_file(self.disk, &self.config.data_dir, "FORMAT", &format.encode())?;
+        Ok(format)
+    }
+
+    /// The identities of all shards, marked as having lost data unless all directories tell the same story.
+    fn identities(&self, format: &Format) -> io::Result<Vec<Identity>> {
+        let found: Vec<Option<Identity>> =
+            self.places.iter().map(|place| self.identity(place, format)).collect::<io::Result<_>>()?;
+        let incarnation =
+            found.iter().flatten().map(|identity| identity.incarnation).next().unwrap_or_else(|| {
+                // Nobody can say which incarnation this was: it gets one that nobody relies on.
+                let mut rng = self.config.seed.map_or_else(Rng::from_system, |s| Rng::seeded(s ^ 1));
+                Incarnation(rng.next_u64() >> 1 | 1)
+            });
+        // A start is counted in one shard after the other, and all are caught up before the next is: a crash leaves some one behind, and
+        // one that is further behind went back in time.
+        let latest = found.iter().flatten().map(|identity| identity.boot).max().unwrap_or(0);
+        let all = self.places.iter().zip(found).map(|(place, identity)| match identity {
+            Some(identity) => {
+                let behind = latest - identity.boot;
+                let lost = identity.data_loss || identity.incarnation != incarnation || behind > 1;
+                let identity = Identity { data_loss: lost, incarnation, boot: latest, ..identity };
+                if behind > 0 {
+                    write_identity(self.disk, place, &identity)?;
+                }
+                Ok(identity)
+            }
+            None => Ok(Identity {
+                store: format.store,
+                incarnation,
+                boot: 1 << 20,
+                data_loss: true,
+                journaled: true,
+                shard: place.shard,
+            }),
+        });
+        all.collect()
+    }
+
+    fn identity(&self, place: &Place, format: &Format) -> io::Result<Option<Identity>> {
+        let read = |dir: &Path| -> io::Result<Option<Identity>> {
+            let bytes = read_file(self.disk, &dir.join("IDENTITY"))?;
+            let identity = bytes.and_then(|bytes| Identity::decode(&bytes));
+            Ok(identity.filter(|identity| (identity.store, identity.shard) == (format.store, place.shard)))
+        };
+        Ok(match (read(&place.data_dir)?, read(&place.journal_dir)?) {
+            (Some(a), Some(b)) => {
+                // The data directory is written first: a crash leaves it one start ahead.
+                let torn = a.boot == b.boot || a.boot == b.boot + 1;
+                let sound = a.incarnation == b.incarnation && torn;
+                let data_loss = a.data_loss || b.data_loss || !sound;
+                if sound && a.boot > b.boot {
+                    // Caught up first, so that they are never two apart.
+                    replace_file(self.disk, &place.journal_dir, "IDENTITY", &a.encode())?;
+                }
+                let journaled = a.journaled || b.journaled;
+                Some(Identity { boot: a.boot.max(b.boot), data_loss, journaled, ..a })
+            }
+            (Some(one), None) | (None, Some(one)) => {
+                let excused = self.config.has(Mutant::IdentityMissingOk);
+                Some(Identity { data_loss: !excused, journaled: one.journaled && !excused, ..one })
+            }
+            (None, None) => None,
+        })
+    }
+}
+
+pub(super) fn write_identity(disk: &dyn Disk, place: &Place, identity: &Identity) -> io::Result<()> {
+    replace_file(disk, &place.data_dir, "IDENTITY", &identity.encode())?;
+    replace_file(disk, &place.journal_dir, "IDENTITY", &identity.encode())
+}
+
+/// The manifest, or what of it can be told from the segments themselves.
+fn manifest(
+    disk: &dyn Disk,
+    place: &Place,
+    identity: &mut Identity,
+) -> Result<(Option<Manifest>, Content), OpenError> {
+    let dir = &place.data_dir;
+    let known = disk.list(dir)?.iter().any(|name| name == "manifest.redb");
+    identity.data_loss |= identity.boot > 0 && !known;
+    let lost = || rebuild(disk, &dir.join("segments"));
+    if identity.data_loss && !known {
+        return Ok((None, lost()?));
+    }
+    match Manifest::open(disk, &dir.join("manifest.redb")) {
+        Ok((manifest, content)) => {
+            // A directory that went back in time.
+            identity.data_loss |= content.boot > identity.boot;
+            Ok((Some(manifest), content))
+        }
+        Err(ManifestError::Io(error)) => Err(error.into()),
+        Err(ManifestError::Damaged) => {
+            identity.data_loss = true;
+            Ok((None, lost()?))
+        }
+    }
+}
+
+type Context = (Arc<Config>, Arc<dyn Disk>, Arc<dyn Clock>);
+
+impl Store {
+    fn open(
+        (config, disk, clock): Context,
+        place: Place,
+        id: u64,
+        mut identity: Identity,
+        locks: Locks,
+    ) -> Result<Self, OpenError> {
+        let (manifest, content) = manifest(&*disk, &place, &mut identity)?;
+        identity.boot += 1;
+        write_identity(&*disk, &place, &identity)?;
+        let replay = journal::replay(&*disk, &place, id, (content.mark, content.durable), &config)?;
+        let vanished =
+            identity.journaled && replay.files.is_empty() && !config.has(Mutant::JournalLossUnnoticed);
+        if (replay.damaged || vanished) && !identity.data_loss {
+            identity.data_loss = true;
+            write_identity(&*disk, &place, &identity)?;
+        }
+        let status = if identity.data_loss { Status::DataLoss } else { Status::Serving };
+        let store = Self {
+            blocks: BlockCache::new(config.block_cache),
+            incarnation: identity.incarnation,
+            shard: Mutex::new(Shard::new(config.clone(), Arc::default(), status)),
+            counts: Counts::default(),
+            id,
+            boot: identity.boot,
+            resume_at: replay.resume_at,
+            manifest: Mutex::new(manifest),
+            next_generation: AtomicU64::new(identity.boot << 32),
+            next_segment: AtomicU64::new(content.next_segment),
+            segment_dir: place.data_dir.join("segments"),
+            ballast: Mutex::new(Ballast::default()),
+            tidy: Mutex::default(),
+            unlinked: Mutex::default(),
+            scrub: Mutex::new(Scrub::at(content.scrub)),
+            _locks: locks,
+            place,
+            config,
+            disk,
+            clock,
+        };
+        let mark = content.mark;
+        store.load(&content, replay.records);
+        if status == Status::Serving {
+            store.remove_orphans(&content)?;
+            let end = if store.config.has(Mutant::ReplayedFileAppended) { replay.end } else { None };
+            store.start_journal((mark, replay.stopped), end, replay.files)?;
+            if !identity.journaled {
+                let identity = Identity { journaled: true, ..identity };
+                replace_file(&*store.disk, &store.place.data_dir, "IDENTITY", &identity.encode())?;
+            }
+            store.adopt_ballast();
+            store.look();
+        }
+        Ok(store)
+    }
+
+    /// Puts what the manifest and the journal know into the machine.
+    fn load(&self, content: &Content, records: Vec<crate::format::journal::Record>) {
+        let segments = self.open_segments(content.segments.clone());
+        for block in &content.bad {
+            let segment = segments.iter().find(|s| s.row.id == block.segment);
+            segment.map(|segment| segment.mark_bad(block.offset));
+        }
+        let now = self.clock.mono();
+        let mut shard = self.shard.lock();
+        shard.segments = Arc::new(SegmentSet { all: segments });
+        (shard.dead_below, shard.dead_below_durable) = (content.dead_below, content.dead_below);
+        shard.covered_due = content.dead_below.is_some();
+        for (id, row) in &content.ledgers {
+            let ledger = Ledger { row: row.clone(), buried: row.tombstone, ..Ledger::default() };
+            shard.ledgers.insert(*id, ledger);
+            if row.tombstone && row.flushed.is_some() {
+                // A crash may have come between the tombstone and the collection.
+                shard.buried.push(*id);
+            }
+        }
+        records.into_iter().for_each(|record| shard.replay(record, now));
+    }
+
+    /// A replayed file is never appended to: the first batch of a new one says where replay stopped.
+    fn start_journal(
+        &self,
+        (mark, stopped): (u64, u64),
+        end: Option<(usize, u64)>,
+        mut files: Vec<(JournalFile, u64)>,
+    ) -> io::Result<()> {
+        if let Some((at, end)) = end {
+            let (file, _) = files.remove(at);
+            self.shard.lock().append(stopped, end, file, files);
+            return Ok(());
+        }
+        let size = self.config.journal_file_size_first;
+        let spent = files.extract_if(.., |(_, last)| *last < mark).map(|(file, _)| file);
+        let mut free: Vec<_> = spent.collect();
+        let first = self.prepare(free.pop(), size)?;
+        self.shard.lock().begin(stopped, first, files, free);
+        let mut buf = AlignedBuf::zeroed(4096);
+        while let Some(batch) = { self.shard.lock().next_batch() } {
+            let good = self.write(&batch, &mut buf).is_ok();
+            let answers = self.shard.lock().written(batch.head.seq, good);
+            answers.into_iter().for_each(crate::shard::answer);
+            if !good {
+                return Err(io::Error::other("the first journal write failed"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes files that are known to be of no use: those that the manifest has let go of, and those of flushes and merges that were
+    /// never committed (their entries are in the journal or in the inputs). Any other file stays, whatever a listing lacks.
+    fn remove_orphans(&self, content: &Content) -> io::Result<()> {
+        let next = self.next_segment.load(Ordering::Relaxed);
+        let listed = |id: u64| content.segments.iter().any(|row| row.id == id);
+        let mut useless = content.forgotten.clone();
+        for name in self.disk.list(&self.segment_dir)? {
+            let id = name.strip_suffix(".seg").and_then(|id| u64::from_str_radix(id, 16).ok());
+            match id {
+                Some(id) if listed(id) || useless.contains(&id) => {}
+                Some(id) if id >= next || self.config.has(Mutant::UnlistedRemoved) => useless.push(id),
+                _ => {
+                    tracing::warn!(name, "a file in the segment directory that nothing speaks of stays there")
+                }
+            }
+        }
+        self.unlink(&useless)
+    }
+}

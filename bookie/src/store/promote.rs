@@ -1,0 +1,90 @@
+//! Promotion: a store that lost something starts again under a new incarnation, with what it has.
+//!
+//! To be called once the controller has proven that nothing relies on the old incarnation: every fragment it was in has enough copies
+//! elsewhere, or a repair that counts it as lost. Until the last step the store stays in data loss, so a crash only means doing it again:
+//! all that is readable goes to segments and a sound manifest; journals go; the new identity comes last.
+
+use super::open::write_identity;
+use super::{OpenError, Store, open_all};
+use crate::Config;
+use crate::format::identity::Identity;
+use crate::manifest::{Change, Manifest};
+use crate::mutant::Mutant;
+use crate::shard::Status;
+use geminga_common::clock::Clock;
+use geminga_common::disk::Disk;
+use geminga_common::ids::{Incarnation, LedgerId};
+use geminga_common::rng::Rng;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Gives a store that lost data a new incarnation. The store must not be open; it can be opened afterwards and serves.
+///
+/// # Errors
+/// [`OpenError::NotLost`] when nothing was lost, and those of opening.
+pub(crate) fn promote(
+    config: Config,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+) -> Result<Incarnation, OpenError> {
+    let mut rng = config.seed.map_or_else(Rng::from_system, |seed| Rng::seeded(seed ^ 2));
+    let stores = open_all(config, disk, clock)?;
+    if stores.iter().all(|store| store.shard.lock().status == Status::Serving) {
+        return Err(OpenError::NotLost);
+    }
+    let old = stores.iter().map(|store| store.incarnation).max().unwrap_or(Incarnation(0));
+    let mut incarnation = old;
+    let kept = stores.iter().any(|store| store.config.has(Mutant::IncarnationKept));
+    while incarnation == old && !kept {
+        incarnation = Incarnation(rng.next_u64() >> 1 | 1);
+    }
+    for store in &stores {
+        store.settle()?;
+    }
+    let boot = stores.iter().map(Store::boot).max().unwrap_or(1);
+    for store in &stores {
+        let (id, shard) = (store.id, store.place.shard);
+        let identity = Identity { store: id, incarnation, boot, data_loss: false, journaled: false, shard };
+        write_identity(&*store.disk, &store.place, &identity)?;
+    }
+    Ok(incarnation)
+}
+
+impl Store {
+    /// Makes what can be read of a damaged store sound, without its journal.
+    fn settle(&self) -> io::Result<()> {
+        let dir = &self.place.data_dir;
+        let rebuilt = self.manifest.lock().is_none();
+        if rebuilt {
+            let path = dir.join("manifest.redb");
+            match self.disk.rename(&path, &dir.join("manifest.damaged")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.disk.sync_dir(dir)?,
+            }
+            let made = Manifest::open(&*self.disk, &path);
+            let (manifest, _) = made.map_err(|_| io::Error::other("no manifest can be made"))?;
+            *self.manifest.lock() = Some(manifest);
+            let put = self.shard.lock().segments.all.iter().map(|s| s.row()).collect();
+            let next_segment = self.next_segment.load(Ordering::Relaxed);
+            self.change(&Change { put, next_segment, ..Change::default() })?;
+        }
+        let plan = {
+            let mut shard = self.shard.lock();
+            let now = self.clock.mono();
+            let all: Vec<LedgerId> = shard.ledgers.keys().copied().collect();
+            all.into_iter().for_each(|id| shard.touch(id, now));
+            let mark = self.resume_at.max(shard.resume_at());
+            let mut plan = shard.plan(mark);
+            plan.durable = mark - 1;
+            plan
+        };
+        self.flush(&plan)?;
+        for name in self.disk.list(&self.place.journal_dir)? {
+            if name.ends_with(".jnl") {
+                self.disk.remove(&self.place.journal_dir.join(name))?;
+            }
+        }
+        self.disk.sync_dir(&self.place.journal_dir)
+    }
+}

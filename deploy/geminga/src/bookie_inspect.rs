@@ -1,0 +1,31 @@
+//! `geminga bookie-inspect`: a store dumped and verified offline.
+
+use crate::cli::{InspectArgs, Shown};
+use anyhow::Context as _;
+use geminga_bookie::inspect::{Dirs, Part, inspect};
+use geminga_common::disk::RealDisk;
+use geminga_common::ids::LedgerId;
+use std::io::Write as _;
+
+/// Writes the report to stdout; fails when something in the store does not check.
+pub(crate) fn main(args: InspectArgs) -> anyhow::Result<()> {
+    let part = match (args.ledger, args.show) {
+        (Some(ledger), _) => Part::Ledger(LedgerId(ledger)),
+        (None, Some(Shown::Journal)) => Part::Journal,
+        (None, Some(Shown::Segments)) => Part::Segments,
+        (None, Some(Shown::Manifest)) => Part::Manifest,
+        (None, None) => Part::Summary,
+    };
+    let dir = args.dir.display().to_string();
+    let dirs = Dirs { data: args.dir, more_data: args.more_data, journals: args.journal_dir };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let findings = inspect(&RealDisk, &dirs, part, &mut out)
+        .with_context(|| format!("inspecting the store in {dir}"))?;
+    out.flush()?;
+    anyhow::ensure!(
+        findings.is_empty(),
+        "{} findings in the store in {dir}; see the lines that begin with `!`",
+        findings.len()
+    );
+    Ok(())
+}
