@@ -43,7 +43,13 @@ async fn open(over: &str, bookie: Bookie, tasks: &TaskGroup) -> Arc<dyn BookieRp
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let config = Config::new(bookie.id().clone(), PathBuf::new(), "bench");
-    let service = Service::new(bookie, "bench", service::Config::new(&config), tasks.clone());
+    let service = Service::new(
+        bookie,
+        "bench",
+        service::Config::new(&config),
+        Arc::new(InProcess::default()),
+        tasks.clone(),
+    );
     tasks.spawn(
         "service",
         OnFailure::StopProcess,

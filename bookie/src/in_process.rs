@@ -2,8 +2,11 @@
 
 use crate::Bookie;
 use futures::future::{BoxFuture, ready};
+use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::repair::pull::{Sink, pull};
 use geminga_bookie_client::rpc::{
-    Add, AddDone, AddError, BookieRef, BookieRpc, ControlError, Doubt, LedgerStat, Read, ReadAnswer, Tail,
+    Add, AddDone, AddError, BookieRef, BookieRpc, ControlError, Doubt, IdRange, LedgerStat, Presence, Read,
+    ReadAnswer, Replicate, ReplicateError, Replicated, Tail,
 };
 use geminga_common::ids::{EntryId, LedgerId, Term};
 use std::collections::BTreeMap;
@@ -103,5 +106,38 @@ impl BookieRpc for InProcess {
 
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>> {
         self.control(to, move |bookie| async move { bookie.stat(ledger).await })
+    }
+
+    fn replicate(
+        &self,
+        to: &BookieRef,
+        request: Replicate,
+    ) -> BoxFuture<'static, Result<Replicated, ReplicateError>> {
+        let found = self.find(to);
+        let peers = self.clone();
+        Box::pin(async move { pull(&peers, &found?, &request).await })
+    }
+
+    fn presence(
+        &self,
+        to: &BookieRef,
+        ledger: LedgerId,
+        ids: IdRange,
+    ) -> BoxFuture<'static, Result<Presence, ControlError>> {
+        self.control(to, move |bookie| async move { bookie.presence(ledger, ids).await })
+    }
+}
+
+impl Sink for Bookie {
+    fn me(&self) -> BookieRef {
+        BookieRef { id: self.id().clone(), incarnation: self.incarnation() }
+    }
+
+    fn presence(&self, ledger: LedgerId, ids: IdRange) -> BoxFuture<'_, Result<Presence, ControlError>> {
+        Box::pin(Bookie::presence(self, ledger, ids))
+    }
+
+    fn store(&self, ledger: LedgerId, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), AddError>> {
+        Box::pin(self.store_copies(ledger, entries))
     }
 }

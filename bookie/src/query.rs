@@ -7,7 +7,8 @@ use crate::shard::{Op, Status, Stored};
 use crate::store::Store;
 use geminga_bookie_client::entry::Entry;
 use geminga_bookie_client::rpc::{
-    Add, AddError, ControlError, Doubt, IdRange, LedgerStat, Proof, Read, ReadAnswer, ReadClass, Tail,
+    Add, AddError, ControlError, Doubt, IdRange, LedgerStat, Presence, Proof, Read, ReadAnswer, ReadClass,
+    Tail,
 };
 use geminga_common::ids::{EntryId, LedgerId};
 use std::collections::BTreeMap;
@@ -74,7 +75,7 @@ impl Store {
 
     /// Asks segments which of an add's ids they hold. Blocks on the disk.
     pub(crate) fn resolve(&self, op: Op) -> Op {
-        let Op::Add { add, checked, done, .. } = op else { return op };
+        let Op::Add { add, copies, checked, done, .. } = op else { return op };
         let (segments, flushes) = {
             let shard = self.shard.lock();
             (shard.segments.clone(), shard.flushes)
@@ -89,7 +90,7 @@ impl Store {
                 Lookup::Damaged => checked = Err(AddError::Unknown("segment is damaged")),
             }
         }
-        Op::Add { add, checked, stored: Some(Stored { flushes, crcs }), done }
+        Op::Add { add, copies, checked, stored: Some(Stored { flushes, crcs }), done }
     }
 
     /// What an add must satisfy before it is looked at. Done by the caller's thread: it costs a pass over the bytes.
@@ -150,6 +151,16 @@ impl Store {
 
     pub(crate) fn stat(&self, id: LedgerId) -> Result<LedgerStat, ControlError> {
         Ok(self.present(id, EntryId(0))?.0)
+    }
+
+    /// Which of these ids are there, after a settling: what is visible then is durable.
+    pub(crate) fn presence(&self, ledger: LedgerId, ids: IdRange) -> Result<Presence, ControlError> {
+        let tail = self.present(ledger, ids.first)?.1;
+        let cut = |runs: Vec<IdRange>| {
+            let below = runs.into_iter().take_while(|run| run.first <= ids.last);
+            below.map(|run| range(run.first.0, run.last.0.min(ids.last.0))).collect()
+        };
+        Ok(Presence { present: cut(tail.present), doubtful: cut(tail.doubtful) })
     }
 
     /// The tail, after the fence is durable. An id whose bytes cannot be read moves from present to doubtful.

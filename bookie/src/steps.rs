@@ -42,7 +42,7 @@ impl Steps {
     pub fn add(&mut self, add: Add, done: AddDone) -> bool {
         let ledger = add.ledger;
         let checked = self.of(ledger).check(&add);
-        self.admit(ledger, Op::Add { add, checked, stored: None, done })
+        self.admit(ledger, Op::Add { add, copies: false, checked, stored: None, done })
     }
 
     /// Admits a fence.

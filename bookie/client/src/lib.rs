@@ -10,6 +10,7 @@
 //! | [`quorum`] | ensemble ≥ write quorum ≥ ack quorum; write sets, coverage (pure) |
 //! | [`writer`] | the writer machine and the shell that drives it |
 //! | [`recovery`] | FenceTail recovery: machine and shell |
+//! | [`repair`] | closed ledgers back to their write quorum: plan, driver, the destination's side |
 //! | [`ledgers`] | [`ledgers::Ledgers`], what a managed ledger sees, and [`ledgers::LedgerClient`] |
 //! | [`grpc`] | [`grpc::GrpcBookies`]: bookies that are processes of their own |
 //! | [`watermark`] | raising the dead-id watermark: creators first, bookies last |
@@ -32,6 +33,7 @@ pub mod quorum;
 pub mod record;
 pub mod recovery;
 pub mod registry;
+pub mod repair;
 pub mod rpc;
 pub mod watermark;
 pub mod writer;

@@ -7,8 +7,11 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
+use crate::entry::Entry;
+use crate::repair::pull::{Sink, pull};
 use crate::rpc::{
-    Add, AddDone, AddError, BookieRef, BookieRpc, ControlError, Doubt, LedgerStat, Read, ReadAnswer, Tail,
+    Add, AddDone, AddError, BookieRef, BookieRpc, ControlError, Doubt, IdRange, LedgerStat, Presence, Read,
+    ReadAnswer, Replicate, ReplicateError, Replicated, Tail,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -264,5 +267,47 @@ impl BookieRpc for MemoryBookies {
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>> {
         let unknown = || Err(ControlError::Unknown("unreachable"));
         self.ask(to, format!("stat ledger {ledger}"), unknown, move |store, me| store.stat(me, ledger))
+    }
+
+    fn replicate(
+        &self,
+        to: &BookieRef,
+        request: Replicate,
+    ) -> BoxFuture<'static, Result<Replicated, ReplicateError>> {
+        let sink = Copies { bookies: self.clone(), me: to.clone() };
+        async move { pull(&sink.bookies, &sink, &request).await }.boxed()
+    }
+
+    fn presence(
+        &self,
+        to: &BookieRef,
+        ledger: LedgerId,
+        ids: IdRange,
+    ) -> BoxFuture<'static, Result<Presence, ControlError>> {
+        let unknown = || Err(ControlError::Unknown("unreachable"));
+        let what = format!("presence in ledger {ledger}");
+        self.ask(to, what, unknown, move |store, me| store.presence(me, ledger, ids))
+    }
+}
+
+/// The store that gets copies.
+struct Copies {
+    bookies: MemoryBookies,
+    me: BookieRef,
+}
+
+impl Sink for Copies {
+    fn me(&self) -> BookieRef {
+        self.me.clone()
+    }
+
+    fn presence(&self, ledger: LedgerId, ids: IdRange) -> BoxFuture<'_, Result<Presence, ControlError>> {
+        BookieRpc::presence(&self.bookies, &self.me, ledger, ids)
+    }
+
+    fn store(&self, ledger: LedgerId, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), AddError>> {
+        let unknown = || Err(AddError::Unknown("unreachable"));
+        let what = format!("copies of {} for ledger {ledger}", entries.len());
+        self.bookies.ask(&self.me, what, unknown, move |store, me| store.store_copies(me, ledger, entries))
     }
 }

@@ -6,6 +6,7 @@
 //! `NotFound`.
 
 use crate::entry::Entry;
+use crate::quorum::QuorumSpec;
 use crate::record::LedgerAttributes;
 use futures::future::BoxFuture;
 use geminga_common::ids::{BookieId, EntryId, Incarnation, LedgerId, Term};
@@ -213,6 +214,57 @@ pub struct LedgerStat {
     pub attributes: Option<Arc<LedgerAttributes>>,
 }
 
+/// Ids of a closed ledger that a bookie is to fetch from the other members of a fragment: those whose write set has the slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Replicate {
+    /// The ledger; closed, so that all ids up to its end are final.
+    pub ledger: LedgerId,
+    /// Its quorum.
+    pub quorum: QuorumSpec,
+    /// The slot that the bookie fills.
+    pub slot: u32,
+    /// The fragment's members: whom to fetch from.
+    pub ensemble: Vec<Option<BookieRef>>,
+    /// The ids, within the fragment and the ledger's end.
+    pub ids: IdRange,
+    /// Stop after this many bytes.
+    pub bytes_max: u64,
+}
+
+/// What a replication did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replicated {
+    /// Where the next call goes on; `None` when all ids are there.
+    pub next: Option<EntryId>,
+    /// Entries that were fetched and stored.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Why a replication stopped.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReplicateError {
+    /// No member could give this entry intact.
+    #[error("no holder can give entry {0} now")]
+    Unreadable(EntryId),
+    /// The destination's store does not take the entries.
+    #[error("the copies cannot be stored: {0}")]
+    Store(AddError),
+    /// The destination was not reached, or is another store.
+    #[error(transparent)]
+    Call(#[from] ControlError),
+}
+
+/// What a bookie durably holds of some ids.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Presence {
+    /// Ids that are there and durable, as runs, rising.
+    pub present: Vec<IdRange>,
+    /// Ids of which nothing can be said: damage.
+    pub doubtful: Vec<IdRange>,
+}
+
 /// Calls to bookies. Adds are pipelined: calls for one ledger reach one bookie in call order.
 pub trait BookieRpc: Send + Sync + 'static {
     /// Stores entries; `done` is told when they are durable or refused. Never blocks.
@@ -238,4 +290,18 @@ pub trait BookieRpc: Send + Sync + 'static {
     fn delete(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<(), ControlError>>;
     /// What the bookie knows of a ledger.
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>>;
+    /// Has the bookie fetch what it lacks of a closed ledger. Copies are stored whatever the ledger's term is here, and change no
+    /// term. May take seconds.
+    fn replicate(
+        &self,
+        to: &BookieRef,
+        request: Replicate,
+    ) -> BoxFuture<'static, Result<Replicated, ReplicateError>>;
+    /// Which of these ids the bookie durably holds: the proof that ends a repair.
+    fn presence(
+        &self,
+        to: &BookieRef,
+        ledger: LedgerId,
+        ids: IdRange,
+    ) -> BoxFuture<'static, Result<Presence, ControlError>>;
 }

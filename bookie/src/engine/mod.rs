@@ -16,8 +16,10 @@ use crate::shard::{ControlDone, Op, Status};
 use crate::store::{OpenError, Store, open_all};
 use crate::{Figures, Room};
 use background::Background;
-use geminga_bookie_client::rpc::AddError;
-use geminga_bookie_client::rpc::{Add, AddDone, ControlError, LedgerStat, Read, ReadAnswer, ReadClass, Tail};
+use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::rpc::{
+    Add, AddDone, AddError, ControlError, IdRange, LedgerStat, Presence, Read, ReadAnswer, ReadClass, Tail,
+};
 use geminga_common::clock::{Clock, Mono};
 use geminga_common::disk::Disk;
 use geminga_common::ids::{BookieId, EntryId, Incarnation, LedgerId, Term};
@@ -181,7 +183,33 @@ impl Bookie {
     pub fn add(&self, add: Add, done: AddDone) {
         let core = self.of(add.ledger);
         let checked = core.store.check(&add);
-        core.push(Op::Add { add, checked, stored: None, done });
+        core.push(Op::Add { add, copies: false, checked, stored: None, done });
+    }
+
+    /// Stores copies of entries of a closed ledger, whatever its term; answered when they are durable. No term changes.
+    ///
+    /// # Errors
+    /// As for an add, but for terms.
+    pub async fn store_copies(&self, ledger: LedgerId, entries: Vec<Entry>) -> Result<(), AddError> {
+        let core = self.of(ledger);
+        let add = Add { ledger, term: Term(0), lac: None, lafr: None, attributes: None, entries };
+        let checked = core.store.check(&add);
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let done: AddDone = Box::new(move |result| drop(tell.send(result)));
+        core.push(Op::Add { add, copies: true, checked, stored: None, done });
+        told.await.unwrap_or(Err(AddError::Unknown("shut down")))
+    }
+
+    /// See [`geminga_bookie_client::rpc::BookieRpc::presence`].
+    ///
+    /// # Errors
+    /// A deleted ledger or a failed store.
+    pub async fn presence(&self, ledger: LedgerId, ids: IdRange) -> Result<Presence, ControlError> {
+        // What is visible may not be durable yet.
+        self.control(ledger, |done| Op::Settle { done }).await?;
+        let look = move |core: &Core| (core.store.presence(ledger, ids), 0);
+        let presence = self.of(ledger).ask(ReadClass::Repair, look).await;
+        presence.unwrap_or(Err(ControlError::Unknown("shut down")))
     }
 
     /// See [`geminga_bookie_client::rpc::BookieRpc::read`]. What the cache holds is answered at once.

@@ -14,6 +14,8 @@ mod registration;
 
 use crate::service::{self, Service};
 use crate::{Bookie, Health, OpenError};
+use geminga_bookie_client::grpc::{self, GrpcBookies};
+use geminga_bookie_client::registry::Registry;
 use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
 use geminga_common::clock::Clock;
 use geminga_common::disk::Disk;
@@ -220,8 +222,17 @@ impl Node {
         if state == NodeState::DataLoss {
             bookie.declare_data_loss();
         }
-        let service =
-            Service::new(bookie.clone(), &config.store.cluster, config.service, service_tasks.clone());
+        // Copies for repair come from the other bookies.
+        let registry = Registry::start(parts.metadata.clone(), keys.clone(), &service_tasks).await?;
+        let calls = grpc::Config::new(&config.store.cluster, bookie.id().as_str());
+        let peers = GrpcBookies::new(calls, registry.resolve(), service_tasks.clone());
+        let service = Service::new(
+            bookie.clone(),
+            &config.store.cluster,
+            config.service,
+            Arc::new(peers),
+            service_tasks.clone(),
+        );
         let (tell, ended) = watch::channel(None);
         service_tasks.spawn("bookie-service", OnFailure::StopProcess, async move {
             let why = service.serve(listener).await.err().map(|error| error.to_string());

@@ -3,10 +3,13 @@
 
 use super::hello::refused;
 use super::{Answered, Shared};
-use geminga_bookie_client::grpc::convert::{control_refusal, minus_one, plus_one, ranges_out};
+use geminga_bookie_client::grpc::convert::{
+    add_refusal, control_refusal, minus_one, plus_one, range_in, ranges_out, replicate_in,
+};
 use geminga_bookie_client::grpc::table::pack_entries;
 use geminga_bookie_client::record::LedgerAttributes;
-use geminga_bookie_client::rpc::{ControlError, LedgerStat, Tail};
+use geminga_bookie_client::repair::pull::pull;
+use geminga_bookie_client::rpc::{ControlError, LedgerStat, ReplicateError, Tail};
 use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, LedgerId, Term};
 use geminga_proto::bookie as wire;
@@ -91,6 +94,56 @@ pub(super) async fn stat(shared: Arc<Shared>, request: wire::StatRequest) -> Ans
         Err(error) => stat_answer::Kind::Refusal(control_refusal(&error)),
     };
     Ok(Response::new(wire::StatAnswer { kind: Some(kind) }))
+}
+
+/// See [`geminga_bookie_client::rpc::BookieRpc::replicate`]. The copies come from the peers of this node.
+pub(super) async fn replicate(
+    shared: Arc<Shared>,
+    request: wire::ReplicateRequest,
+) -> Answered<wire::ReplicateAnswer> {
+    use wire::replicate_answer::Kind;
+    let kind = match admit(&shared, request.target.as_ref())? {
+        Ok(call) => {
+            let wanted = replicate_in(call.ledger, &request)
+                .ok_or_else(|| refused(Code::BAD_REQUEST, "the replication names no slot of an ensemble"))?;
+            match pull(&*shared.peers, &shared.bookie, &wanted).await {
+                Ok(done) => Kind::Done(wire::Replicated {
+                    next_plus_one: plus_one(done.next),
+                    entries: done.entries,
+                    bytes: done.bytes,
+                }),
+                Err(ReplicateError::Unreadable(id)) => Kind::Unreadable(id.0),
+                Err(ReplicateError::Store(error)) => Kind::Store(add_refusal(&error)),
+                Err(ReplicateError::Call(error)) => Kind::Refusal(control_refusal(&error)),
+            }
+        }
+        Err(error) => Kind::Refusal(control_refusal(&error)),
+    };
+    Ok(Response::new(wire::ReplicateAnswer { kind: Some(kind) }))
+}
+
+/// See [`crate::Bookie::presence`].
+pub(super) async fn presence(
+    shared: Arc<Shared>,
+    request: wire::PresenceRequest,
+) -> Answered<wire::PresenceAnswer> {
+    use wire::presence_answer::Kind;
+    let result = match admit(&shared, request.target.as_ref())? {
+        Ok(call) => {
+            let ids = range_in(request.ids.as_ref())
+                .ok_or_else(|| refused(Code::BAD_REQUEST, "the ids are no range"))?;
+            shared.bookie.presence(call.ledger, ids).await
+        }
+        Err(error) => Err(error),
+    };
+    let kind = match result {
+        Ok(answer) => Kind::Presence(wire::Presence {
+            present: ranges_out(&answer.present),
+            doubtful: ranges_out(&answer.doubtful),
+        }),
+        Err(error) => Kind::Refusal(control_refusal(&error)),
+    };
+    Ok(Response::new(wire::PresenceAnswer { kind: Some(kind) }))
 }
 
 fn tail_out(ledger: LedgerId, tail: &Tail) -> wire::Tail {

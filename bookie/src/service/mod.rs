@@ -18,6 +18,7 @@ mod reads;
 use crate::Bookie;
 use futures::Stream;
 use geminga_bookie_client::grpc::{CONNECTION_WINDOW, STREAM_WINDOW};
+use geminga_bookie_client::rpc::BookieRpc;
 use geminga_common::budget::Budget;
 use geminga_common::tasks::TaskGroup;
 use geminga_proto::bookie as wire;
@@ -79,17 +80,25 @@ struct Shared {
     streams: Arc<tokio::sync::Semaphore>,
     control: tokio::sync::Semaphore,
     tasks: TaskGroup,
+    /// Where copies come from.
+    peers: Arc<dyn BookieRpc>,
 }
 
 impl Service {
-    /// A service over a store; its streams run in `tasks` and end with it.
+    /// A service over a store; its streams run in `tasks` and end with it. Copies for repair come from `peers`.
     #[must_use]
-    pub fn new(bookie: Bookie, cluster: &str, config: Config, tasks: TaskGroup) -> Self {
+    pub fn new(
+        bookie: Bookie,
+        cluster: &str,
+        config: Config,
+        peers: Arc<dyn BookieRpc>,
+        tasks: TaskGroup,
+    ) -> Self {
         let adds = Budget::new(config.add_bytes);
         let control = tokio::sync::Semaphore::new(config.control_calls);
         let streams = Arc::new(tokio::sync::Semaphore::new(config.streams));
         let cluster = cluster.to_owned();
-        Self { shared: Arc::new(Shared { bookie, cluster, config, adds, streams, control, tasks }) }
+        Self { shared: Arc::new(Shared { bookie, cluster, config, adds, streams, control, tasks, peers }) }
     }
 
     /// Serves until the task group stops, then until open calls have ended.
@@ -158,5 +167,13 @@ impl bookie_server::Bookie for Service {
 
     async fn stat(&self, request: Request<wire::StatRequest>) -> Answered<wire::StatAnswer> {
         control::stat(self.shared.clone(), request.into_inner()).await
+    }
+
+    async fn replicate(&self, request: Request<wire::ReplicateRequest>) -> Answered<wire::ReplicateAnswer> {
+        control::replicate(self.shared.clone(), request.into_inner()).await
+    }
+
+    async fn presence(&self, request: Request<wire::PresenceRequest>) -> Answered<wire::PresenceAnswer> {
+        control::presence(self.shared.clone(), request.into_inner()).await
     }
 }

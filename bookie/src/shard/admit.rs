@@ -21,6 +21,7 @@ impl Shard {
         }
         match op {
             Op::Add { .. } => self.admit_add(op, now),
+            Op::Settle { done } => self.queue(Done::Control(done)),
             Op::Watermark { to, done } => {
                 if Some(to) > self.dead_below {
                     self.dead_below = Some(to);
@@ -88,14 +89,16 @@ impl Shard {
 
     fn admit_add(&mut self, op: Op, now: Mono) -> Admitted {
         let bytes = op.bytes();
-        let Op::Add { add, checked, stored, done } = op else { return Admitted::Queued };
-        let refusal = checked.and_then(|()| self.refusal(&add)).and_then(|()| self.disk_refusal(&add, bytes));
+        let Op::Add { add, copies, checked, stored, done } = op else { return Admitted::Queued };
+        let refusal = checked
+            .and_then(|()| self.refusal(&add, copies))
+            .and_then(|()| self.disk_refusal(&add, copies, bytes));
         if let Err(error) = refusal {
             return Admitted::Answered((Done::Add(done), Err(error)));
         }
         if !self.has_place(bytes) {
             self.starved = true;
-            return Admitted::Blocked(Op::Add { add, checked: Ok(()), stored, done });
+            return Admitted::Blocked(Op::Add { add, copies, checked: Ok(()), stored, done });
         }
         let ledger = self.ledgers.entry(add.ledger).or_default();
         let stored = stored.filter(|s| s.flushes == self.flushes);
@@ -106,7 +109,7 @@ impl Shard {
                 (None, _) if Some(entry.id) > ledger.row.flushed => None,
                 (None, Some(stored)) => stored.crcs.get(&entry.id).copied(),
                 (None, None) => {
-                    return Admitted::Lookup(Op::Add { add, checked: Ok(()), stored: None, done });
+                    return Admitted::Lookup(Op::Add { add, copies, checked: Ok(()), stored: None, done });
                 }
             };
             match known {
@@ -122,9 +125,9 @@ impl Shard {
         self.queue(Done::Add(done))
     }
 
-    /// Above the second watermark only write-backs of a recovery are taken: terms above the first are a recoverer's.
-    fn disk_refusal(&self, add: &Add, bytes: usize) -> Result<(), AddError> {
-        let recovery = add.term > Term(1) && bytes as u64 <= self.recovery_left;
+    /// Above the second watermark only write-backs of a recovery and copies are taken: terms above the first are a recoverer's.
+    fn disk_refusal(&self, add: &Add, copies: bool, bytes: usize) -> Result<(), AddError> {
+        let recovery = (copies || add.term > Term(1)) && bytes as u64 <= self.recovery_left;
         match self.room {
             _ if add.entries.is_empty() => Ok(()),
             Room::Open | Room::NoNewLedgers => Ok(()),
@@ -133,8 +136,9 @@ impl Shard {
         }
     }
 
-    fn refusal(&self, add: &Add) -> Result<(), AddError> {
-        if Some(add.ledger) <= self.dead_below {
+    fn refusal(&self, add: &Add, copies: bool) -> Result<(), AddError> {
+        // A closed ledger may well lie below: the watermark is about writers.
+        if Some(add.ledger) <= self.dead_below && !copies {
             return Err(AddError::Tombstoned);
         }
         let Some(ledger) = self.ledgers.get(&add.ledger) else { return Ok(()) };
@@ -142,7 +146,7 @@ impl Shard {
         if row.tombstone {
             return Err(AddError::Tombstoned);
         }
-        if add.term < row.term {
+        if add.term < row.term && !copies {
             return Err(AddError::StaleTerm(row.term));
         }
         match row.sealed {

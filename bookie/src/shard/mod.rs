@@ -69,13 +69,37 @@ pub(crate) fn answer((done, result): Answer) {
     }
 }
 
-/// Something to admit.
+/// Something to admit. `copies`: entries of a closed ledger, taken whatever its term; no term changes.
 pub(crate) enum Op {
-    Add { add: Add, checked: Result<(), AddError>, stored: Option<Stored>, done: AddDone },
-    Fence { ledger: LedgerId, term: Term, done: ControlDone },
-    Seal { ledger: LedgerId, last: Option<EntryId>, done: ControlDone },
-    Delete { ledger: LedgerId, done: ControlDone },
-    Watermark { to: LedgerId, done: ControlDone },
+    Add {
+        add: Add,
+        copies: bool,
+        checked: Result<(), AddError>,
+        stored: Option<Stored>,
+        done: AddDone,
+    },
+    /// Answered when all that was admitted before is durable.
+    Settle {
+        done: ControlDone,
+    },
+    Fence {
+        ledger: LedgerId,
+        term: Term,
+        done: ControlDone,
+    },
+    Seal {
+        ledger: LedgerId,
+        last: Option<EntryId>,
+        done: ControlDone,
+    },
+    Delete {
+        ledger: LedgerId,
+        done: ControlDone,
+    },
+    Watermark {
+        to: LedgerId,
+        done: ControlDone,
+    },
 }
 
 impl Op {
@@ -92,6 +116,7 @@ impl Op {
             Op::Fence { done, .. }
             | Op::Seal { done, .. }
             | Op::Delete { done, .. }
+            | Op::Settle { done }
             | Op::Watermark { done, .. } => (Done::Control(done), Err(error)),
         }
     }

@@ -52,7 +52,10 @@ impl Story {
         let done: AddDone = Box::new(move |result| told.lock().unwrap().push((tag, result)));
         let term = Term(term);
         let add = Add { ledger: LedgerId(1), term, lac: None, lafr: None, attributes: None, entries };
-        match self.shard.admit(Op::Add { add, checked: Ok(()), stored: None, done }, Mono::ZERO) {
+        match self
+            .shard
+            .admit(Op::Add { add, copies: false, checked: Ok(()), stored: None, done }, Mono::ZERO)
+        {
             Admitted::Queued => "queued",
             Admitted::Answered(told) => {
                 answer(told);

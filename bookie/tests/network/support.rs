@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use geminga_bookie::service::{self, Service};
-use geminga_bookie::{Bookie, Config};
+use geminga_bookie::{Bookie, Config, InProcess};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
 use geminga_bookie_client::grpc::{self, GrpcBookies};
 use geminga_bookie_client::rpc::{Add, AddError, BookieRef, BookieRpc};
@@ -44,7 +44,8 @@ impl Server {
         let bookie = Bookie::open(config, RealDisk::shared(), SystemClock::shared(), &storage).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let edge = Service::new(bookie.clone(), CLUSTER, settings, service.clone());
+        let edge =
+            Service::new(bookie.clone(), CLUSTER, settings, Arc::new(InProcess::default()), service.clone());
         service.spawn("service", OnFailure::Log, async move { edge.serve(listener).await.unwrap() });
         Self { bookie, address, service, storage }
     }

@@ -1,18 +1,21 @@
 //! Control calls: unary, on a connection of their own, so that no stream of data can hold a fence up.
 
-use super::convert::{control_error, minus_one, plus_one, ranges_in};
+use super::convert::{add_error, control_error, minus_one, plus_one, ranges_in, ranges_out, replicate_out};
 use super::{Endpoint, PROTOCOL, Shared};
 use crate::record::LedgerAttributes;
-use crate::rpc::{ControlError, LedgerStat, Tail};
+use crate::rpc::{ControlError, IdRange, LedgerStat, Presence, Replicate, ReplicateError, Replicated, Tail};
 use bytes::Bytes;
 use geminga_common::ids::{EntryId, Incarnation, LedgerId, Term};
 use geminga_proto::bookie as wire;
 use geminga_proto::bookie::bookie_client::BookieClient;
-use geminga_proto::bookie::{fence_tail_answer, stat_answer};
+use geminga_proto::bookie::{fence_tail_answer, presence_answer, replicate_answer, stat_answer};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
+
+/// A replication copies up to its byte limit, from bookies that serve others first.
+const REPLICATE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Control calls to one bookie.
 pub(super) struct Control {
@@ -119,6 +122,53 @@ impl Control {
             match Self::call(deadline, client.stat(request)).await?.kind {
                 Some(stat_answer::Kind::Stat(answer)) => stat(&answer),
                 Some(stat_answer::Kind::Refusal(refusal)) => Err(control_error(&refusal)),
+                None => Err(ControlError::Unknown("an empty answer")),
+            }
+        }
+    }
+
+    pub(super) fn replicate(
+        &self,
+        to: Incarnation,
+        request: &Replicate,
+    ) -> impl Future<Output = Result<Replicated, ReplicateError>> + Send + use<> {
+        let target = wire::Target { incarnation: to.0, ledger: request.ledger.0, ..self.target.clone() };
+        let request = replicate_out(target, request);
+        let mut client = self.client.clone();
+        async move {
+            match Self::call(REPLICATE_DEADLINE, client.replicate(request)).await?.kind {
+                Some(replicate_answer::Kind::Done(done)) => Ok(Replicated {
+                    next: minus_one(done.next_plus_one),
+                    entries: done.entries,
+                    bytes: done.bytes,
+                }),
+                Some(replicate_answer::Kind::Unreadable(id)) => Err(ReplicateError::Unreadable(EntryId(id))),
+                Some(replicate_answer::Kind::Store(refusal)) => {
+                    Err(ReplicateError::Store(add_error(&refusal)))
+                }
+                Some(replicate_answer::Kind::Refusal(refusal)) => Err(control_error(&refusal).into()),
+                None => Err(ControlError::Unknown("an empty answer").into()),
+            }
+        }
+    }
+
+    pub(super) fn presence(
+        &self,
+        to: Incarnation,
+        ledger: LedgerId,
+        ids: IdRange,
+    ) -> impl Future<Output = Outcome<Presence>> + Send + use<> {
+        let request =
+            wire::PresenceRequest { target: self.target(to, ledger), ids: ranges_out(&[ids]).pop() };
+        let (mut client, deadline) = (self.client.clone(), self.deadline);
+        async move {
+            let unreadable = ControlError::Unknown("the runs cannot be read");
+            match Self::call(deadline, client.presence(request)).await?.kind {
+                Some(presence_answer::Kind::Presence(answer)) => Ok(Presence {
+                    present: ranges_in(&answer.present).ok_or(unreadable.clone())?,
+                    doubtful: ranges_in(&answer.doubtful).ok_or(unreadable)?,
+                }),
+                Some(presence_answer::Kind::Refusal(refusal)) => Err(control_error(&refusal)),
                 None => Err(ControlError::Unknown("an empty answer")),
             }
         }

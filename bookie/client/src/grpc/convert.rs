@@ -2,8 +2,9 @@
 //!
 //! A word that this build does not know is `Unknown`: never an assent, never an absence.
 
-use crate::rpc::{AddError, ControlError, Doubt, IdRange, ReadClass};
-use geminga_common::ids::{EntryId, Term};
+use crate::quorum::QuorumSpec;
+use crate::rpc::{AddError, BookieRef, ControlError, Doubt, IdRange, ReadClass, Replicate};
+use geminga_common::ids::{BookieId, EntryId, Incarnation, LedgerId, Term};
 use geminga_proto::bookie as wire;
 use geminga_proto::bookie::Reason;
 
@@ -147,6 +148,52 @@ pub fn ranges_in(ranges: &[wire::IdRange]) -> Option<Vec<IdRange>> {
     good.then(|| ranges.iter().map(one).collect())
 }
 
+/// One run of ids; `None` when it ends before it begins.
+#[must_use]
+pub fn range_in(range: Option<&wire::IdRange>) -> Option<IdRange> {
+    let range = range.filter(|range| range.first <= range.last)?;
+    Some(IdRange { first: EntryId(range.first), last: EntryId(range.last) })
+}
+
+/// What a bookie is to fetch.
+#[must_use]
+pub fn replicate_out(target: wire::Target, request: &Replicate) -> wire::ReplicateRequest {
+    let member = |member: &Option<BookieRef>| match member {
+        Some(member) => {
+            wire::Member { bookie: member.id.as_str().to_owned(), incarnation: member.incarnation.0 }
+        }
+        None => wire::Member::default(),
+    };
+    wire::ReplicateRequest {
+        target: Some(target),
+        ensemble: request.quorum.ensemble(),
+        write_quorum: request.quorum.write(),
+        ack_quorum: request.quorum.ack(),
+        slot: request.slot,
+        members: request.ensemble.iter().map(member).collect(),
+        ids: ranges_out(&[request.ids]).pop(),
+        bytes_max: request.bytes_max,
+    }
+}
+
+/// The way back; `None` when it cannot be meant so.
+#[must_use]
+pub fn replicate_in(ledger: LedgerId, request: &wire::ReplicateRequest) -> Option<Replicate> {
+    let quorum = QuorumSpec::new(request.ensemble, request.write_quorum, request.ack_quorum).ok()?;
+    let member = |member: &wire::Member| {
+        if member.bookie.is_empty() {
+            return Some(None);
+        }
+        let id = BookieId::new(&member.bookie)?;
+        Some(Some(BookieRef { id, incarnation: Incarnation(member.incarnation) }))
+    };
+    let ensemble = request.members.iter().map(member).collect::<Option<Vec<_>>>()?;
+    let sound = ensemble.len() == quorum.ensemble() as usize && quorum.all().contains(request.slot);
+    let ids = range_in(request.ids.as_ref())?;
+    let (slot, bytes_max) = (request.slot, request.bytes_max);
+    sound.then_some(Replicate { ledger, quorum, slot, ensemble, ids, bytes_max })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,5 +242,32 @@ mod tests {
         assert!(ranges_in(&[run(0, 3), run(4, 4)]).is_some());
         assert!(ranges_in(&[run(3, 0)]).is_none());
         assert!(ranges_in(&[run(0, 3), run(3, 4)]).is_none());
+    }
+
+    #[test]
+    fn a_replication_comes_back_and_one_that_makes_no_sense_does_not() {
+        let member = BookieRef { id: BookieId::new("b1").unwrap(), incarnation: Incarnation(9) };
+        let request = Replicate {
+            ledger: LedgerId(4),
+            quorum: QuorumSpec::new(3, 2, 2).unwrap(),
+            slot: 2,
+            ensemble: vec![Some(member), None, None],
+            ids: IdRange { first: EntryId(3), last: EntryId(8) },
+            bytes_max: 77,
+        };
+        let sent = replicate_out(wire::Target::default(), &request);
+        assert_eq!(replicate_in(LedgerId(4), &sent), Some(request));
+        let broken: [fn(&mut wire::ReplicateRequest); 5] = [
+            |r| r.slot = 3,
+            |r| r.members.truncate(2),
+            |r| r.ids = Some(wire::IdRange { first: 2, last: 1 }),
+            |r| r.ids = None,
+            |r| r.ack_quorum = 3,
+        ];
+        for change in broken {
+            let mut other = sent.clone();
+            change(&mut other);
+            assert_eq!(replicate_in(LedgerId(4), &other), None);
+        }
     }
 }

@@ -23,7 +23,8 @@ pub mod table;
 mod window;
 
 use crate::rpc::{
-    Add, AddDone, BookieRef, BookieRpc, ControlError, Doubt, LedgerStat, Read, ReadAnswer, ReadClass, Tail,
+    Add, AddDone, BookieRef, BookieRpc, ControlError, Doubt, IdRange, LedgerStat, Presence, Read, ReadAnswer,
+    ReadClass, Replicate, ReplicateError, Replicated, Tail,
 };
 use adds::Adds;
 use control::Control;
@@ -311,5 +312,26 @@ impl BookieRpc for GrpcBookies {
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>> {
         let incarnation = to.incarnation;
         self.control(to, move |control| control.stat(incarnation, ledger))
+    }
+
+    fn replicate(
+        &self,
+        to: &BookieRef,
+        request: Replicate,
+    ) -> BoxFuture<'static, Result<Replicated, ReplicateError>> {
+        match Control::new(&self.shared, &self.pair(&to.id).control) {
+            Some(control) => control.replicate(to.incarnation, &request).boxed(),
+            None => ready(Err(ControlError::Unknown("nobody knows where the bookie is").into())).boxed(),
+        }
+    }
+
+    fn presence(
+        &self,
+        to: &BookieRef,
+        ledger: LedgerId,
+        ids: IdRange,
+    ) -> BoxFuture<'static, Result<Presence, ControlError>> {
+        let incarnation = to.incarnation;
+        self.control(to, move |control| control.presence(incarnation, ledger, ids))
     }
 }

@@ -5,7 +5,8 @@ use crate::entry::Entry;
 use crate::mutant::{Mutant, active};
 use crate::record::LedgerAttributes;
 use crate::rpc::{
-    Add, AddError, BookieRef, ControlError, Doubt, IdRange, LedgerStat, Proof, Read, ReadAnswer, Tail,
+    Add, AddError, BookieRef, ControlError, Doubt, IdRange, LedgerStat, Presence, Proof, Read, ReadAnswer,
+    Tail,
 };
 use geminga_common::ids::{EntryId, Incarnation, LedgerId, Term};
 use std::collections::{BTreeMap, BTreeSet};
@@ -256,6 +257,35 @@ impl Store {
         let l = self.ledgers.get(&ledger).cloned().unwrap_or_default();
         let present = runs(l.entries.keys().copied());
         Ok(LedgerStat { term: l.term, sealed: l.sealed, lac: l.lac, present, attributes: l.attributes })
+    }
+
+    /// Stores copies of entries of a closed ledger, whatever its term.
+    ///
+    /// # Errors
+    /// As [`Self::add`], but for terms.
+    pub fn store_copies(
+        &mut self,
+        to: &BookieRef,
+        ledger: LedgerId,
+        entries: Vec<Entry>,
+    ) -> Result<(), AddError> {
+        let (term, lac, lafr, attributes) = (self.term(ledger), None, None, None);
+        self.add(to, Add { ledger, term, lac, lafr, attributes, entries })
+    }
+
+    /// Which of these ids are there.
+    ///
+    /// # Errors
+    /// Wrong incarnation or a tombstone.
+    pub fn presence(&self, to: &BookieRef, ledger: LedgerId, ids: IdRange) -> Result<Presence, ControlError> {
+        self.control(to, ledger)?;
+        let Some(l) = self.ledgers.get(&ledger) else { return Ok(Presence::default()) };
+        let (damaged, intact): (Vec<EntryId>, Vec<EntryId>) = l
+            .entries
+            .range(ids.first..=ids.last)
+            .map(|(id, _)| *id)
+            .partition(|id| self.damaged.contains(&(ledger, *id)));
+        Ok(Presence { present: runs(intact.into_iter()), doubtful: runs(damaged.into_iter()) })
     }
 
     fn control(&self, to: &BookieRef, ledger: LedgerId) -> Result<(), ControlError> {
