@@ -78,6 +78,8 @@ pub struct Deps {
     pub addresses: Addresses,
     /// Whether other brokers may share the metadata, so that their orphans are to be looked for.
     pub in_cluster: bool,
+    /// What repairing ledgers takes; `None` where there is one bookie and nothing to copy from.
+    pub repair: Option<crate::repair::Means>,
 }
 
 #[cfg(any(test, feature = "test-util"))]
@@ -111,6 +113,7 @@ impl Deps {
                 loopback: true,
             },
             in_cluster: false,
+            repair: None,
         }
     }
 }
@@ -142,6 +145,8 @@ pub struct Broker {
     boot: u64,
     bookie_names: Vec<String>,
     in_cluster: bool,
+    repair: Option<crate::repair::Means>,
+    repair_status: Arc<crate::repair::Status>,
 }
 
 /// Where a broker is reached.
@@ -210,6 +215,8 @@ impl Broker {
             cursor_logs: tokio::sync::Mutex::default(),
             addresses: deps.addresses,
             in_cluster: deps.in_cluster,
+            repair: deps.repair,
+            repair_status: Arc::default(),
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
@@ -234,6 +241,19 @@ impl Broker {
     pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, sweep(self.clone()));
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
+        if let Some(means) = &self.repair {
+            let deps = crate::repair::Deps {
+                means: means.clone(),
+                clock: self.clock.clone(),
+                metadata: self.gated.clone(),
+                keys: self.keys.clone(),
+                session: self.session.clone(),
+                member: self.addresses.member().id,
+                process: self.boot,
+                status: self.repair_status.clone(),
+            };
+            crate::repair::Controller::start(deps, &self.tasks);
+        }
         let accept = crate::service::accept(self.clone(), pulsar);
         self.tasks.spawn("pulsar listener", OnFailure::StopProcess, accept);
         let rest = crate::rest::Rest {
@@ -298,6 +318,11 @@ impl Broker {
     /// Where clients reach it.
     pub(crate) fn service_url(&self) -> String {
         self.addresses.pulsar.clone()
+    }
+
+    /// How repairs stand here; `None` where nothing is repaired.
+    pub(crate) fn repairs(&self) -> Option<crate::repair::Figures> {
+        self.repair.as_ref().map(|_| self.repair_status.figures())
     }
 
     /// Where REST is.

@@ -10,6 +10,7 @@
 //! | [`cursor`] | acknowledgement state (pure) and the per-bundle cursor log | bookie client |
 //! | [`managed_ledger`] | a topic's chain of ledgers: append, roll, recover, read, trim | bookie client |
 //! | [`namespace`] | tenants, namespaces, policies, partition counts | metadata |
+//! | [`repair`] | closed ledgers back to their write quorum, by one leader | managed_ledger and cursor records, bookie client |
 //! | [`schema`] | schema registry | metadata |
 
 mod admin;
@@ -20,6 +21,7 @@ pub mod cursor;
 pub mod dispatch;
 pub mod managed_ledger;
 pub mod namespace;
+pub mod repair;
 pub mod rest;
 pub mod schema;
 mod service;

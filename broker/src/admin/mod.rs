@@ -229,6 +229,10 @@ impl BrokerApi for Admin {
         loaded.iter().filter(|h| h.name().namespace() == namespace).map(|h| (**h.name()).clone()).collect()
     }
 
+    fn repairs(&self) -> Option<crate::repair::Figures> {
+        self.0.repairs()
+    }
+
     fn snapshot(&self) -> BoxFuture<'_, Vec<(TopicName, TopicStats)>> {
         async move {
             let mut all = Vec::new();

@@ -170,6 +170,37 @@ pub fn decode(bytes: &[u8]) -> Result<(State, u64), RecordError> {
     Ok((state, stored.op_id))
 }
 
+/// The closed ledgers of a topic record.
+///
+/// # Errors
+/// As [`decode`].
+pub fn closed_ledgers(bytes: &[u8]) -> Result<Vec<ClosedLedger>, RecordError> {
+    let stored = StoredTopic::decode(bytes)?;
+    if stored.version != VERSION {
+        return Err(RecordError::Version(stored.version));
+    }
+    stored.segments.iter().map(|s| Ok(ClosedLedger::decode(&s.ledger)?)).collect()
+}
+
+/// The record with `ledger` in the place of the closed ledger of that id, and nothing else changed, the op id neither: what a repair
+/// writes. `None` when it holds no such ledger.
+///
+/// # Errors
+/// As [`decode`].
+pub fn with_ledger(bytes: &[u8], ledger: &ClosedLedger) -> Result<Option<Bytes>, RecordError> {
+    let mut stored = StoredTopic::decode(bytes)?;
+    if stored.version != VERSION {
+        return Err(RecordError::Version(stored.version));
+    }
+    for segment in &mut stored.segments {
+        if ClosedLedger::decode(&segment.ledger)?.id == ledger.id {
+            segment.ledger = ledger.encode();
+            return Ok(Some(stored.encode_to_vec().into()));
+        }
+    }
+    Ok(None)
+}
+
 /// The stored form of a tombstone: all that a deleter needs.
 #[must_use]
 pub fn encode_tombstone(ledger: &ClosedLedger, topic: TopicId, deleted_ms: u64) -> Bytes {

@@ -173,6 +173,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn loaded_topics(&self, namespace: &NamespaceName) -> Vec<TopicName>;
     /// Every loaded topic with its stats, as counted already: no reading, no waiting on topics that do not answer.
     fn snapshot(&self) -> BoxFuture<'_, Vec<(TopicName, TopicStats)>>;
+    /// How repairs of ledgers stand in this broker; `None` where there is nothing to repair from.
+    fn repairs(&self) -> Option<crate::repair::Figures> {
+        None
+    }
     /// Creates a topic. [`ApiError::Exists`] when it is there.
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes a topic and its ledgers. Without `force`, [`ApiError::Busy`] while clients are connected.

@@ -168,6 +168,25 @@ pub(super) async fn bookies(rest: &Rest, req: &Req, path: &[&str]) -> Answer {
                 rest.broker.bookies().await?.into_iter().map(|id| json!({ "bookieId": id })).collect();
             ok(&json!({ "bookies": list }))
         }
+        // Ours: Pulsar's brokers know nothing of repairs.
+        (&Method::GET, ["repair"]) => {
+            let missing = || RestError::not_implemented("repair of ledgers where there is one bookie");
+            let figures = rest.broker.repairs().ok_or_else(missing)?;
+            let stuck: Vec<Value> = figures
+                .stuck
+                .iter()
+                .map(|(ledger, why)| json!({ "ledgerId": ledger.0, "reason": why }))
+                .collect();
+            ok(&json!({
+                "leader": figures.leader,
+                "ledgersDue": figures.due,
+                "ledgersRepaired": figures.repaired,
+                "ledgersLookedAt": figures.looked_at,
+                "entriesCopied": figures.entries,
+                "bytesCopied": figures.bytes,
+                "stuck": stuck,
+            }))
+        }
         (&Method::GET, ["racks-info"]) => ok(&json!({})),
         (_, ["racks-info", ..]) => Err(RestError::not_implemented("rack information over REST")),
         _ => Err(RestError::not_found("Not Found")),

@@ -29,6 +29,17 @@ impl Families {
     }
 }
 
+/// Repairs of ledgers. Ledgers due and stuck are known to the broker that leads repairs alone.
+fn repair_lines(families: &mut Families, cluster: &str, figures: &crate::repair::Figures) {
+    let mut add = |name, kind, value: u64| families.add(name, kind, cluster, value as f64);
+    add("geminga_repair_leader", "gauge", u64::from(figures.leader));
+    add("geminga_repair_ledgers_due", "gauge", figures.due);
+    add("geminga_repair_ledgers_repaired_total", "counter", figures.repaired);
+    add("geminga_repair_ledgers_looked_at_total", "counter", figures.looked_at);
+    add("geminga_repair_entries_copied_total", "counter", figures.entries);
+    add("geminga_repair_bytes_copied_total", "counter", figures.bytes);
+}
+
 /// The text for a snapshot.
 pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
     let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
@@ -55,6 +66,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     let version = format!("{cluster},version=\"{}\"", escape(&rest.version));
     families.add("pulsar_version_info", "gauge", &version, 1.0);
     process_lines(&mut families, &cluster);
+    if let Some(figures) = rest.broker.repairs() {
+        repair_lines(&mut families, &cluster, &figures);
+    }
     families.render()
 }
 

@@ -16,6 +16,7 @@
 //! | `ts/{topic id}/{chunk}` | further segments of a topic with very many |
 //! | `l/{id}` | a ledger, while open, recovering or under-replicated |
 //! | `del/{id}`, `rep/{id}` | tombstone; repair task |
+//! | `leader/repair` | which broker repairs; leased |
 //! | `ids`, `tids` | next block of ledger ids; of topic ids |
 //! | `wm_create`, `wm` | dead-id watermarks: obeyed by creators; obeyed by bookies |
 //! | `cfg/{name}` | cluster-wide settings |
@@ -387,6 +388,24 @@ impl Keys {
     pub fn tombstone_of_key(&self, key: &str) -> Option<LedgerId> {
         let [id] = self.segments("del", key)?;
         number_of(id).map(LedgerId)
+    }
+
+    /// Every cursor log there is.
+    #[must_use]
+    pub fn all_cursor_logs_prefix(&self) -> String {
+        self.at(format_args!("cl/"))
+    }
+
+    /// Every topic there is.
+    #[must_use]
+    pub fn all_topics_prefix(&self) -> String {
+        self.at(format_args!("t/"))
+    }
+
+    /// Which broker repairs; leased.
+    #[must_use]
+    pub fn repair_leader(&self) -> String {
+        self.at(format_args!("leader/repair"))
     }
 
     /// The repair task of a ledger.

@@ -54,6 +54,9 @@ pub(crate) struct Config {
     /// Copies of new ledgers: bookies of an ensemble, copies of an entry, copies that acknowledge. Default `3/3/2`. With fewer
     /// bookies than the first number copies are missing, and are made up for later; below the last nothing is acknowledged.
     quorum: String,
+    /// How long a bookie may be away, in milliseconds, before what it held is copied to others. Default 600 000, 1 000 to 86 400 000.
+    /// Shorter copies much for a bookie that only restarts; longer leaves fewer copies for longer.
+    repair_after_ms: u64,
     /// Topics and connections.
     service: geminga_broker::Config,
 }
@@ -72,6 +75,7 @@ impl Default for Config {
             metadata: metadata::Settings::default(),
             lease_ms: 10_000,
             quorum: "3/3/2".to_owned(),
+            repair_after_ms: 600_000,
             service: geminga_broker::Config::default(),
         }
     }
@@ -95,6 +99,11 @@ impl Config {
     fn validate(&self) -> anyhow::Result<()> {
         self.quorum()?;
         self.service.validate().context("configuration of the broker")?;
+        anyhow::ensure!(
+            (1_000..=86_400_000).contains(&self.repair_after_ms),
+            "GM-6004: repair_after_ms is {}; it must be 1000 to 86400000",
+            self.repair_after_ms
+        );
         anyhow::ensure!(
             (3_000..=120_000).contains(&self.lease_ms) && self.lease_ms >= 3 * self.metadata.call_timeout_ms,
             "GM-6004: lease_ms is {}; it must be 3000 to 120000 and at least three times metadata.call_timeout_ms",
@@ -175,11 +184,18 @@ async fn start_broker(
     let rpc = grpc::Config::new(&config.cluster, &member.id);
     let rpc = GrpcBookies::new(rpc, registry.resolve(), tasks.clone());
     let quorum = config.quorum()?;
-    let placement =
-        ZonePlacement::new(registry, Some(rpc.health().clone()), quorum.write(), Rng::from_system());
+    let health = Some(rpc.health().clone());
+    let placement = ZonePlacement::new(registry.clone(), health, quorum.write(), Rng::from_system());
+    let (placement, rpc) = (Arc::new(placement), Arc::new(rpc));
+    let repair = geminga_broker::repair::Means {
+        rpc: rpc.clone(),
+        registry,
+        placement: placement.clone(),
+        grace: Duration::from_millis(config.repair_after_ms),
+    };
     let ledgers = LedgerClient::new(Parts {
-        placement: Arc::new(placement),
-        rpc: Arc::new(rpc),
+        placement,
+        rpc,
         meta: Arc::new(GatedStore::new(metadata.clone(), session.clone())),
         keys,
         quorum,
@@ -199,6 +215,7 @@ async fn start_broker(
         boot: Rng::from_system().next_u64(),
         addresses: addresses.clone(),
         in_cluster: true,
+        repair: Some(repair),
     };
     let broker = Broker::start(config.service.clone(), deps).await.context("starting the broker")?;
     broker.serve(pulsar, http);

@@ -199,6 +199,7 @@ async fn start_broker(
         boot: Rng::from_system().next_u64() >> 32,
         addresses: addresses.clone(),
         in_cluster: false,
+        repair: None,
     };
     let broker = Broker::start(config.broker.clone(), deps).await.context("starting the broker")?;
     broker.serve(pulsar, http);

@@ -112,6 +112,12 @@ impl Registry {
         self.view.borrow().clone()
     }
 
+    /// The picture as it changes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
     /// Waits until the picture is as wanted; `None` when the registry has stopped.
     pub async fn until(&self, wanted: impl Fn(&View) -> bool) -> Option<Arc<View>> {
         let mut view = self.view.clone();

@@ -1,0 +1,283 @@
+//! A round over bookies and metadata in memory: what is published, and what is left alone.
+
+use super::holders::{self, Published};
+use super::round::Round;
+use super::standing::Absences;
+use super::{Deps, Means, Status};
+use crate::cursor::chain::Chain;
+use bytes::Bytes;
+use geminga_bookie_client::entry::{Entry, Header, Kind};
+use geminga_bookie_client::memory::MemoryBookies;
+use geminga_bookie_client::placement::zones::ZonePlacement;
+use geminga_bookie_client::quorum::QuorumSpec;
+use geminga_bookie_client::record::{
+    ClosedLedger, Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange,
+};
+use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
+use geminga_bookie_client::registry::{Known, Registry, View};
+use geminga_bookie_client::rpc::{Add, BookieRef};
+use geminga_common::clock::{Clock as _, ManualClock};
+use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::memory::MemoryStore;
+use geminga_common::metadata::session::{self, Session};
+use geminga_common::metadata::{MetadataStore, Op, Txn};
+use geminga_common::names::Bundle;
+use geminga_common::rng::Rng;
+use geminga_common::tasks::TaskGroup;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LAST: u64 = 29;
+const BUNDLE: &str = "public/default/0x00000000_0x40000000";
+
+struct Scene {
+    bookies: MemoryBookies,
+    refs: Vec<BookieRef>,
+    store: Arc<MemoryStore>,
+    keys: Arc<Keys>,
+    tasks: TaskGroup,
+}
+
+fn entry(ledger: LedgerId, id: u64) -> Entry {
+    let (messages, first_index) = (1, MessageIndex(id));
+    let header = Header { kind: Kind::CursorLog, messages, first_index, timestamp_ms: 0, bytes_before: 0 };
+    Entry::new(ledger, EntryId(id), header, Bytes::from(format!("{ledger} {id}")))
+}
+
+impl Scene {
+    fn new(count: usize) -> Self {
+        let bookies = MemoryBookies::new(count);
+        let refs = bookies.refs();
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::default())));
+        Self { bookies, refs, store, keys: Arc::new(Keys::new("test")), tasks: TaskGroup::new() }
+    }
+
+    fn give(&self, to: usize, ledger: u64, ids: std::ops::RangeInclusive<u64>) {
+        let ledger = LedgerId(ledger);
+        let entries = ids.map(|id| entry(ledger, id)).collect();
+        let add = Add { ledger, term: Term(1), lac: None, lafr: None, attributes: None, entries };
+        let to = &self.refs[to];
+        self.bookies.with_store(&to.id, |s| s.add(to, add)).unwrap().unwrap();
+    }
+
+    fn holds_all(&self, at: &BookieRef, ledger: u64) -> bool {
+        let has = |id| {
+            let found = self.bookies.with_store(&at.id, |s| s.entry(LedgerId(ledger), EntryId(id)).cloned());
+            found.flatten() == Some(entry(LedgerId(ledger), id))
+        };
+        (0..=LAST).all(has)
+    }
+
+    fn record(&self, id: u64, members: Vec<Option<BookieRef>>, repair: Vec<RepairRange>) -> LedgerRecord {
+        LedgerRecord {
+            id: LedgerId(id),
+            term: Term(1),
+            state: LedgerState::Closed { last: Some(EntryId(LAST)), length: 9 },
+            quorum: QuorumSpec::new(3, 3, 2).unwrap(),
+            fragments: vec![Fragment { first: EntryId(0), ensemble: members }],
+            repair,
+            attributes: Arc::new(LedgerAttributes {
+                kind: LedgerKind::CursorLog,
+                owner: BUNDLE.into(),
+                topic: TopicId(1),
+                ordinal: 0,
+                predecessor: None,
+                owner_epoch: OwnerEpoch(1),
+                first_index: MessageIndex(0),
+            }),
+            op_id: OpId(1),
+        }
+    }
+
+    fn key(&self) -> String {
+        self.keys.cursor_log(&Bundle::parse(BUNDLE).unwrap())
+    }
+
+    async fn put(&self, op: Op) {
+        self.store.txn(Txn { compares: vec![], ops: vec![op] }).await.unwrap();
+    }
+
+    async fn chain(&self, closed: &[&LedgerRecord], open: Option<u64>) -> Chain {
+        let closed = closed.iter().map(|r| r.closed().unwrap()).collect();
+        let chain =
+            Chain { op_id: 77, log_id: TopicId(1), next_ordinal: 4, closed, open: open.map(LedgerId) };
+        self.put(Op::put(self.key(), chain.encode())).await;
+        chain
+    }
+
+    async fn stored_chain(&self) -> Chain {
+        Chain::decode(&self.store.get(&self.key()).await.unwrap().unwrap().value).unwrap()
+    }
+
+    /// One round; `dead` are bookies without a lease. All closed ledgers are looked at.
+    async fn round(&self, dead: &[usize]) -> (super::round::Found, Arc<Status>) {
+        let now = self.bookies.refs();
+        let one = |(at, bookie): (usize, &BookieRef)| {
+            let (incarnation, address) = (bookie.incarnation, "h:1".to_owned());
+            let live = (!dead.contains(&at)).then(|| LiveRecord {
+                incarnation,
+                address: address.clone(),
+                process: 1,
+            });
+            let (labels, state) = (Labels::default(), NodeState::ReadWrite);
+            let record = BookieRecord { incarnation, boot: 1, address, labels, state, capacity_bytes: 0 };
+            (bookie.id.clone(), Known { record: Some(record), live })
+        };
+        let view = View { bookies: now.iter().enumerate().map(one).collect() };
+        let registry = Registry::fixed(view);
+        let clock = Arc::new(ManualClock::default());
+        let settings = session::Settings { ttl: Duration::from_secs(3600), keys: Vec::new() };
+        let session = Session::start(self.store.clone(), clock.clone(), settings, &self.tasks).await.unwrap();
+        let status = Arc::new(Status::default());
+        let deps = Deps {
+            means: Means {
+                rpc: Arc::new(self.bookies.clone()),
+                placement: Arc::new(ZonePlacement::new(registry.clone(), None, 3, Rng::seeded(1))),
+                registry: registry.clone(),
+                grace: Duration::from_secs(600),
+            },
+            clock: clock.clone(),
+            metadata: self.store.clone(),
+            keys: self.keys.clone(),
+            session,
+            member: "b".into(),
+            process: 1,
+            status: status.clone(),
+        };
+        let (standings, _) = Absences::default().look(registry.view(), clock.mono(), deps.means.grace);
+        let rng = Mutex::new(Rng::seeded(3));
+        (Round::new(&deps, &rng, standings).run(true).await.unwrap(), status)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+fn range(first: u64, last: u64, slot: u32) -> RepairRange {
+    RepairRange { first: EntryId(first), last: Some(EntryId(last)), slot }
+}
+
+#[tokio::test]
+async fn a_ledger_with_repair_recorded_is_made_whole_and_its_record_goes() {
+    let scene = Scene::new(3);
+    scene.give(0, 5, 0..=LAST);
+    scene.give(1, 5, 0..=LAST);
+    scene.give(2, 5, 0..=9);
+    let members = scene.refs.iter().cloned().map(Some).collect();
+    let record = scene.record(5, members, vec![range(10, LAST, 2)]);
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), record.encode())).await;
+    let before = scene.chain(&[&record], Some(9)).await;
+    let (found, status) = scene.round(&[]).await;
+    assert!(!found.stuck, "{:?}", status.figures());
+    assert_eq!(status.figures().repaired, 1);
+    assert_eq!(status.figures().entries, 20);
+    assert!(scene.holds_all(&scene.refs[2], 5));
+    assert_eq!(scene.store.get(&scene.keys.ledger(LedgerId(5))).await.unwrap(), None);
+    // Nothing of the owner's record moved but the repair range; its op id neither.
+    let mut expected = before;
+    expected.closed[0].repair.clear();
+    assert_eq!(scene.stored_chain().await, expected);
+    // A second round finds nothing to do.
+    let (_, status) = scene.round(&[]).await;
+    assert_eq!((status.figures().repaired, status.figures().due, status.figures().looked_at), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn a_wiped_store_is_found_in_every_record_and_replaced_by_itself_when_there_is_no_other() {
+    let scene = Scene::new(3);
+    let records: Vec<LedgerRecord> = [5, 6]
+        .map(|id| {
+            (0..3).for_each(|at| scene.give(at, id, 0..=LAST));
+            scene.record(id, scene.refs.iter().cloned().map(Some).collect(), vec![])
+        })
+        .into();
+    scene.chain(&records.iter().collect::<Vec<_>>(), None).await;
+    scene.bookies.wipe(&scene.refs[1].id, true);
+    let (found, status) = scene.round(&[]).await;
+    assert!(!found.stuck, "{:?}", status.figures());
+    let new = scene.bookies.refs()[1].clone();
+    for ledger in &scene.stored_chain().await.closed {
+        assert_eq!(ledger.fragments[0].ensemble[1], Some(new.clone()));
+        assert!(scene.holds_all(&new, ledger.id.0));
+    }
+}
+
+#[tokio::test]
+async fn who_is_away_is_waited_for_and_an_open_ledger_is_its_writers() {
+    let scene = Scene::new(4);
+    let members: Vec<_> = scene.refs[..3].iter().cloned().map(Some).collect();
+    scene.give(0, 5, 0..=LAST);
+    scene.give(1, 5, 0..=LAST);
+    let record = scene.record(5, members.clone(), vec![range(0, LAST, 2)]);
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), record.encode())).await;
+    let lost = BookieRef { incarnation: geminga_common::ids::Incarnation(99), ..scene.refs[3].clone() };
+    let open = LedgerRecord {
+        state: LedgerState::Open,
+        ..scene.record(9, vec![Some(lost), members[0].clone(), members[1].clone()], vec![])
+    };
+    scene.put(Op::put(scene.keys.ledger(LedgerId(9)), open.encode())).await;
+    let before = scene.chain(&[&record], Some(9)).await;
+    let (found, status) = scene.round(&[2]).await;
+    assert!(found.stuck);
+    assert_eq!(found.open_on_lost.into_iter().collect::<Vec<_>>(), [LedgerId(9)]);
+    assert!(status.figures().stuck[&LedgerId(5)].contains("away"), "{:?}", status.figures());
+    assert_eq!(scene.stored_chain().await, before);
+    let stored = scene.store.get(&scene.keys.ledger(LedgerId(9))).await.unwrap().unwrap();
+    assert_eq!(stored.value, open.encode());
+}
+
+#[tokio::test]
+async fn a_ledger_that_its_owner_changed_meanwhile_is_left_alone() {
+    let scene = Scene::new(3);
+    let members: Vec<_> = scene.refs.iter().cloned().map(Some).collect();
+    let old = scene.record(5, members.clone(), vec![range(0, 3, 2)]);
+    let whole = scene.record(5, members.clone(), vec![]);
+    let other = scene.record(5, members, vec![range(0, 1, 2)]);
+    let change = |from: &LedgerRecord| (from.closed().unwrap(), whole.closed().unwrap());
+    let publish = async |(from, to): (ClosedLedger, ClosedLedger)| {
+        holders::publish(&*scene.store, &scene.keys, &scene.key(), (&from, &to), OpId(8)).await.unwrap()
+    };
+    assert_eq!(publish(change(&old)).await, Published::Absent, "no owner's record");
+    scene.chain(&[], Some(5)).await;
+    assert_eq!(publish(change(&old)).await, Published::Absent, "not folded yet");
+    scene.chain(&[&other], None).await;
+    assert_eq!(publish(change(&old)).await, Published::Moved);
+    scene.chain(&[&old], None).await;
+    // Its own record says that it is being recovered: not ours.
+    let recovering = LedgerRecord { state: LedgerState::Recovering, ..old.clone() };
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), recovering.encode())).await;
+    assert_eq!(publish(change(&old)).await, Published::Moved);
+    scene.put(Op::delete(scene.keys.ledger(LedgerId(5)))).await;
+    assert_eq!(publish(change(&old)).await, Published::Done);
+    assert_eq!(publish(change(&old)).await, Published::Done, "twice is once");
+}
+
+#[tokio::test]
+async fn copies_of_a_ledger_that_was_deleted_meanwhile_go_too() {
+    let scene = Scene::new(4);
+    scene.give(0, 5, 0..=LAST);
+    scene.give(1, 5, 0..=LAST);
+    let members = vec![Some(scene.refs[0].clone()), Some(scene.refs[1].clone()), None];
+    let record = scene.record(5, members, vec![range(0, LAST, 2)]);
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), record.encode())).await;
+    // The owner dropped it, the deletion of its own record is still to come.
+    scene.chain(&[], None).await;
+    let (_, status) = scene.round(&[]).await;
+    assert_eq!((status.figures().repaired, status.figures().entries), (0, LAST + 1));
+    assert!(!scene.holds_all(&scene.refs[2], 5) && !scene.holds_all(&scene.refs[3], 5));
+    assert!(scene.holds_all(&scene.refs[0], 5), "its deletion is the owner's");
+    // One that its owner is about to fold keeps what was copied.
+    scene.give(0, 6, 0..=LAST);
+    scene.give(1, 6, 0..=LAST);
+    let record =
+        scene.record(6, scene.refs[..3].iter().cloned().map(Some).collect(), vec![range(0, LAST, 2)]);
+    scene.put(Op::put(scene.keys.ledger(LedgerId(6)), record.encode())).await;
+    scene.chain(&[], Some(6)).await;
+    scene.round(&[]).await;
+    assert!(scene.holds_all(&scene.refs[2], 6));
+}
