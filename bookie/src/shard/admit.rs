@@ -6,9 +6,18 @@ use crate::format::journal::Record;
 use crate::mutant::Mutant;
 use crate::space::Room;
 use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::record::LedgerKind;
 use geminga_bookie_client::rpc::{Add, AddError};
 use geminga_common::clock::Mono;
 use geminga_common::ids::{EntryId, LedgerId, Term};
+
+/// What an add may still use while the disk is too full for messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reserve {
+    Recovery,
+    Cursors,
+    None,
+}
 
 impl Shard {
     pub(crate) fn admit(&mut self, op: Op, now: Mono) -> Admitted {
@@ -122,14 +131,28 @@ impl Shard {
         self.queue(Done::Add(done))
     }
 
-    /// Above the second watermark only write-backs of a recovery are taken: terms above the first are a recoverer's.
+    /// Above the second watermark only write-backs of a recovery are taken (terms above the first are a recoverer's), and what
+    /// consumers have acknowledged, as far as the reserve of each goes. Acknowledgements are taken above the third as well: without
+    /// them nothing can be deleted.
     fn disk_refusal(&self, add: &Add, bytes: usize) -> Result<(), AddError> {
-        let recovery = add.term > Term(1) && bytes as u64 <= self.recovery_left;
-        match self.room {
-            _ if add.entries.is_empty() => Ok(()),
-            Room::Open | Room::NoNewLedgers => Ok(()),
-            Room::RecoveryOnly if recovery => Ok(()),
-            Room::RecoveryOnly | Room::Nothing => Err(AddError::DiskFull),
+        if add.entries.is_empty() || self.room < Room::RecoveryOnly {
+            return Ok(());
+        }
+        let left = match self.reserve(add) {
+            Reserve::Cursors => self.cursors_left,
+            Reserve::Recovery if self.room == Room::RecoveryOnly => self.recovery_left,
+            Reserve::Recovery | Reserve::None => 0,
+        };
+        if bytes as u64 <= left { Ok(()) } else { Err(AddError::DiskFull) }
+    }
+
+    /// Which reserve an add may use.
+    fn reserve(&self, add: &Add) -> Reserve {
+        let known = self.ledgers.get(&add.ledger).and_then(|ledger| ledger.row.attributes.as_ref());
+        match known.or(add.attributes.as_ref()).map(|attributes| &attributes.kind) {
+            Some(LedgerKind::CursorLog) => Reserve::Cursors,
+            _ if add.term > Term(1) => Reserve::Recovery,
+            _ => Reserve::None,
         }
     }
 
@@ -170,9 +193,13 @@ impl Shard {
         if !fresh.is_empty() || hint || add.attributes.is_some() {
             self.touch(id, now);
         }
-        if self.room == Room::RecoveryOnly {
-            let bytes: usize = fresh.iter().map(cost).sum();
-            self.recovery_left = self.recovery_left.saturating_sub(bytes as u64);
+        if self.room >= Room::RecoveryOnly {
+            let bytes = fresh.iter().map(cost).sum::<usize>() as u64;
+            match self.reserve(add) {
+                Reserve::Cursors => self.cursors_left = self.cursors_left.saturating_sub(bytes),
+                Reserve::Recovery => self.recovery_left = self.recovery_left.saturating_sub(bytes),
+                Reserve::None => {}
+            }
         }
         for entry in fresh {
             self.push(Record::Add { ledger: id, entry: entry.clone() });
