@@ -47,6 +47,9 @@ pub struct Config {
     pub watermarks: crate::Watermarks,
     /// Bytes that recoveries may write while the disk is too full for other adds.
     pub recovery_reserve: u64,
+    /// Bytes that cursor logs may write while the disk is too full for messages: what consumers have acknowledged is what lets
+    /// messages be deleted.
+    pub cursor_reserve: u64,
     /// Bytes held in a file that is given up when the disk is full, so that a flush, a journal file and the manifest always find
     /// room. One journal file's size per shard is held beside it. 0: none is held, and a full disk may keep deletions waiting. Should
     /// be at least `write_cache`.
@@ -104,6 +107,7 @@ impl Config {
             control_reserve: 64 << 10,
             watermarks: crate::Watermarks::default(),
             recovery_reserve: 256 << 20,
+            cursor_reserve: 64 << 20,
             ballast: 64 << 20,
             punch_bytes: 1 << 20,
             punch_rate: 100,
@@ -173,6 +177,7 @@ impl Config {
             block_cache: self.block_cache / n,
             inbox_bytes: self.inbox_bytes / n,
             recovery_reserve: self.recovery_reserve / n as u64,
+            cursor_reserve: self.cursor_reserve / n as u64,
             ballast: if self.ballast == 0 { 0 } else { self.ballast / n as u64 + self.journal_file_size },
             scrub_rate: (self.scrub_rate / n as u64).max(4096),
             ..self.clone()

@@ -188,7 +188,7 @@ pub(crate) fn replay(
         }
     }
     let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
-    let last = stopped.checked_sub(1).and_then(|seq| chain.get(&seq)).filter(|b| b.found.head.seq >= mark);
+    let last = stopped.checked_sub(1).and_then(|seq| chain.get(&seq));
     let end = last.and_then(|b| Some((*numbers.get(&b.file)?, b.end)));
     let damaged = known >= stopped || !headers_sound;
     let mut replay = Replay { records: Vec::new(), stopped, resume_at: highest + 2, damaged, files, end };

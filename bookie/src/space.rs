@@ -12,9 +12,9 @@ pub enum Room {
     Open,
     /// Ledgers that are there: placement should choose other stores for new ones. Nothing is refused.
     NoNewLedgers,
-    /// Write-backs of recoveries, as far as the reserve goes; other adds are refused with `DiskFull`.
+    /// Write-backs of recoveries and cursor logs, as far as their reserves go; other adds are refused with `DiskFull`.
     RecoveryOnly,
-    /// No add.
+    /// No add but those of cursor logs.
     Nothing,
 }
 

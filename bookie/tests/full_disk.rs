@@ -6,11 +6,12 @@
 use bytes::Bytes;
 use geminga_bookie::{Bookie, Config, Health, OpenError, Room};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
+use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
 use geminga_bookie_client::rpc::{Add, AddError, ControlError, Read, ReadAnswer, ReadClass};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::sim::SimDisk;
 use geminga_common::disk::{Disk, RealDisk};
-use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, Term};
+use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
 use geminga_common::tasks::TaskGroup;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,9 +44,33 @@ fn entry(ledger: u64, id: u64) -> Entry {
 }
 
 async fn add(bookie: &Bookie, ledger: u64, term: u64, id: u64) -> Result<(), AddError> {
+    add_of(bookie, ledger, term, id, None).await
+}
+
+/// As a broker writes down what consumers acknowledged.
+async fn acknowledge(bookie: &Bookie, id: u64) -> Result<(), AddError> {
+    let attributes = LedgerAttributes {
+        kind: LedgerKind::CursorLog,
+        owner: "bundle".to_owned(),
+        topic: TopicId(1),
+        ordinal: 0,
+        predecessor: None,
+        owner_epoch: OwnerEpoch(1),
+        first_index: MessageIndex(0),
+    };
+    add_of(bookie, 5, 1, id, (id == 0).then(|| Arc::new(attributes))).await
+}
+
+async fn add_of(
+    bookie: &Bookie,
+    ledger: u64,
+    term: u64,
+    id: u64,
+    attributes: Option<Arc<LedgerAttributes>>,
+) -> Result<(), AddError> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let (entries, term) = (vec![entry(ledger, id)], Term(term));
-    let add = Add { ledger: LedgerId(ledger), term, lac: None, lafr: None, attributes: None, entries };
+    let add = Add { ledger: LedgerId(ledger), term, lac: None, lafr: None, attributes, entries };
     bookie.add(add, Box::new(move |result| tell.send(result).unwrap()));
     told.await.unwrap()
 }
@@ -84,6 +109,9 @@ async fn story(disk: Arc<dyn Disk>, dir: &Path) {
     if *bookie.room().borrow() == Room::RecoveryOnly {
         assert_eq!(add(&bookie, 3, 2, 0).await, Ok(()), "a write-back within the reserve");
     }
+    for id in 0..3 {
+        assert_eq!(acknowledge(&bookie, id).await, Ok(()), "acknowledgements are written down");
+    }
     // Everything but adds goes on.
     let tail = bookie.fence_tail(LedgerId(1), Term(5), EntryId(count - 1)).await.unwrap();
     assert_eq!(tail.present[0].first, EntryId(count - 1));
@@ -118,7 +146,7 @@ async fn story(disk: Arc<dyn Disk>, dir: &Path) {
     drop(bookie);
     let tasks = TaskGroup::new();
     let bookie = Bookie::open(config(dir), disk, SystemClock::shared(), &tasks).unwrap();
-    assert!(holds(&bookie, 2, count - 1).await && holds(&bookie, 4, 0).await);
+    assert!(holds(&bookie, 2, count - 1).await && holds(&bookie, 4, 0).await && holds(&bookie, 5, 2).await);
     assert_eq!(bookie.stat(LedgerId(100)).await.unwrap().term, Term(2));
     tasks.stop();
     assert!(tasks.join(Duration::from_secs(30)).await.is_empty());

@@ -113,7 +113,7 @@ fn a_killed_store_is_looked_into_and_found_whole_until_it_is_damaged() -> Result
     let inspect = |more: &[&str]| -> Result<(bool, String, String)> {
         let store = dir.path().join("bookie");
         let output = std::process::Command::new(geminga_tests::process::binary()?)
-            .arg("bookie-inspect")
+            .args(["bookie", "inspect"])
             .arg(store)
             .args(more)
             .output()?;

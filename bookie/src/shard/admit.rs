@@ -6,9 +6,18 @@ use crate::format::journal::Record;
 use crate::mutant::Mutant;
 use crate::space::Room;
 use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::record::LedgerKind;
 use geminga_bookie_client::rpc::{Add, AddError};
 use geminga_common::clock::Mono;
 use geminga_common::ids::{EntryId, LedgerId, Term};
+
+/// What an add may still use while the disk is too full for messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reserve {
+    Recovery,
+    Cursors,
+    None,
+}
 
 impl Shard {
     pub(crate) fn admit(&mut self, op: Op, now: Mono) -> Admitted {
@@ -121,18 +130,33 @@ impl Shard {
         if fresh.is_empty() && !add.entries.is_empty() && self.config.has(Mutant::DuplicateAckedEarly) {
             return Admitted::Answered((Done::Add(done), Ok(())));
         }
-        self.store(&add, fresh, now);
+        let reserve = self.reserve(&add, copies);
+        self.store(&add, reserve, fresh, now);
         self.queue(Done::Add(done))
     }
 
-    /// Above the second watermark only write-backs of a recovery and copies are taken: terms above the first are a recoverer's.
+    /// Above the second watermark only write-backs of a recovery (terms above the first are a recoverer's) and copies are taken, and what
+    /// consumers have acknowledged, as far as the reserve of each goes. Acknowledgements are taken above the third as well: without
+    /// them nothing can be deleted.
     fn disk_refusal(&self, add: &Add, copies: bool, bytes: usize) -> Result<(), AddError> {
-        let recovery = (copies || add.term > Term(1)) && bytes as u64 <= self.recovery_left;
-        match self.room {
-            _ if add.entries.is_empty() => Ok(()),
-            Room::Open | Room::NoNewLedgers => Ok(()),
-            Room::RecoveryOnly if recovery => Ok(()),
-            Room::RecoveryOnly | Room::Nothing => Err(AddError::DiskFull),
+        if add.entries.is_empty() || self.room < Room::RecoveryOnly {
+            return Ok(());
+        }
+        let left = match self.reserve(add, copies) {
+            Reserve::Cursors => self.cursors_left,
+            Reserve::Recovery if self.room == Room::RecoveryOnly => self.recovery_left,
+            Reserve::Recovery | Reserve::None => 0,
+        };
+        if bytes as u64 <= left { Ok(()) } else { Err(AddError::DiskFull) }
+    }
+
+    /// Which reserve an add may use.
+    fn reserve(&self, add: &Add, copies: bool) -> Reserve {
+        let known = self.ledgers.get(&add.ledger).and_then(|ledger| ledger.row.attributes.as_ref());
+        match known.or(add.attributes.as_ref()).map(|attributes| &attributes.kind) {
+            Some(LedgerKind::CursorLog) => Reserve::Cursors,
+            _ if copies || add.term > Term(1) => Reserve::Recovery,
+            _ => Reserve::None,
         }
     }
 
@@ -156,7 +180,7 @@ impl Shard {
     }
 
     /// Takes an add that nothing speaks against.
-    fn store(&mut self, add: &Add, fresh: Vec<Entry>, now: Mono) {
+    fn store(&mut self, add: &Add, reserve: Reserve, fresh: Vec<Entry>, now: Mono) {
         let id = add.ledger;
         let _checked_before = self.raise(id, add.term, now);
         let row = &mut self.ledgers.entry(id).or_default().row;
@@ -174,9 +198,13 @@ impl Shard {
         if !fresh.is_empty() || hint || add.attributes.is_some() {
             self.touch(id, now);
         }
-        if self.room == Room::RecoveryOnly {
-            let bytes: usize = fresh.iter().map(cost).sum();
-            self.recovery_left = self.recovery_left.saturating_sub(bytes as u64);
+        if self.room >= Room::RecoveryOnly {
+            let bytes = fresh.iter().map(cost).sum::<usize>() as u64;
+            match reserve {
+                Reserve::Cursors => self.cursors_left = self.cursors_left.saturating_sub(bytes),
+                Reserve::Recovery => self.recovery_left = self.recovery_left.saturating_sub(bytes),
+                Reserve::None => {}
+            }
         }
         for entry in fresh {
             self.push(Record::Add { ledger: id, entry: entry.clone() });

@@ -243,11 +243,15 @@ pub(crate) struct Shard {
     pub(crate) room: Room,
     /// Bytes that recoveries may still write while the disk is too full for others.
     recovery_left: u64,
+    /// The same for what consumers acknowledge.
+    cursors_left: u64,
 }
 
 impl Shard {
     pub(crate) fn new(config: Arc<Config>, segments: Arc<SegmentSet>, status: Status) -> Self {
         Self {
+            recovery_left: config.recovery_reserve,
+            cursors_left: config.cursor_reserve,
             config,
             ledgers: IdMap::default(),
             status,
@@ -279,7 +283,6 @@ impl Shard {
             dead_below_durable: None,
             covered_due: false,
             room: Room::Open,
-            recovery_left: 0,
         }
     }
 
@@ -362,6 +365,7 @@ impl Shard {
     pub(crate) fn set_room(&mut self, room: Room) -> bool {
         if room < Room::RecoveryOnly {
             self.recovery_left = self.config.recovery_reserve;
+            self.cursors_left = self.config.cursor_reserve;
         }
         std::mem::replace(&mut self.room, room) != room
     }

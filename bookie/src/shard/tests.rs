@@ -139,3 +139,46 @@ fn a_full_cache_makes_adds_wait_for_a_flush() {
     assert_eq!(story.add(id, 1, vec![entry(id, &[7; 1000])]), "queued");
     assert_eq!(story.add(99, 1, vec![entry(0, &[7; 1000])]), "lookup");
 }
+
+#[test]
+fn reserves_let_recoveries_and_cursors_write_on_a_full_disk_and_end() {
+    use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
+    let attributes = LedgerAttributes {
+        kind: LedgerKind::CursorLog,
+        owner: "bundle".to_owned(),
+        topic: geminga_common::ids::TopicId(1),
+        ordinal: 0,
+        predecessor: None,
+        owner_epoch: geminga_common::ids::OwnerEpoch(1),
+        first_index: MessageIndex(0),
+    };
+    let add = |shard: &mut Shard, ledger: u64, id: u64, term: u64| {
+        let told = Arc::new(Mutex::new(None));
+        let tell = told.clone();
+        let entries = vec![Entry { ..entry(id, b"12345678") }];
+        let attributes = (ledger == 5).then(|| Arc::new(attributes.clone()));
+        let add =
+            Add { ledger: LedgerId(ledger), term: Term(term), lac: None, lafr: None, attributes, entries };
+        let done: AddDone = Box::new(move |result| *tell.lock().unwrap() = Some(result));
+        match shard.admit(Op::Add { add, checked: Ok(()), stored: None, done }, Mono::ZERO) {
+            Admitted::Answered(told) => answer(told),
+            other => assert!(matches!(other, Admitted::Queued)),
+        }
+        told.lock().unwrap().take() != Some(Err(AddError::DiskFull))
+    };
+    let mut story = Story::new();
+    let shard = &mut story.shard;
+    let one = cost(&entry(0, b"12345678")) as u64;
+    let config =
+        Config { recovery_reserve: one + 100, cursor_reserve: 2 * one + 100, ..(*shard.config).clone() };
+    shard.config = Arc::new(config);
+    shard.set_room(Room::NoNewLedgers);
+    assert!(add(shard, 1, 0, 1), "a warning refuses nothing");
+    shard.set_room(Room::RecoveryOnly);
+    assert!(!add(shard, 1, 1, 1) && add(shard, 1, 1, 2) && !add(shard, 1, 2, 2), "one write-back fits");
+    assert!(add(shard, 5, 0, 1));
+    shard.set_room(Room::Nothing);
+    assert!(!add(shard, 1, 2, 3) && add(shard, 5, 1, 1) && !add(shard, 5, 2, 1), "acknowledgements go on");
+    shard.set_room(Room::Open);
+    assert!(add(shard, 1, 2, 3) && add(shard, 5, 2, 1));
+}

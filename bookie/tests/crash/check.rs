@@ -67,6 +67,12 @@ impl Expected {
         Self::at(&unanswered, usize::MAX)
     }
 
+    /// Of each id that was asked for, whether it is there.
+    pub(crate) fn found(&self, steps: &Steps) -> Vec<((u64, u64), bool)> {
+        let found = |(ledger, id)| matches!(read(steps, ledger, id), ReadAnswer::Found(_));
+        self.adds.keys().map(|id| (*id, found(*id))).collect()
+    }
+
     /// Whether an entry may be gone for a good reason.
     fn may_be_gone(&self, ledger: u64, id: u64) -> bool {
         let sealed = self.seals.get(&ledger).is_some_and(|(last, _)| last.is_none_or(|last| id > last));

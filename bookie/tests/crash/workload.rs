@@ -191,6 +191,19 @@ impl Run {
         self.steps.flush();
     }
 
+    /// Small batches side by side, of which the last arrives first.
+    fn overtake(&mut self, ledger: u64) {
+        self.steps.write_all();
+        for _ in 0..3 {
+            let ids = self.fresh_ids(ledger, 1);
+            self.add(ledger, &ids);
+            self.steps.next_batch();
+        }
+        while self.steps.outstanding() > 0 {
+            self.steps.write(self.steps.outstanding() - 1);
+        }
+    }
+
     /// One random step.
     pub(crate) fn step(&mut self, reopen: bool) {
         let ledger = 1 + self.rng.below(4);
@@ -247,6 +260,7 @@ impl Run {
                 self.control(What::Seal(1, self.next.get(&1).unwrap_or(&0).checked_sub(1)));
                 self.control(What::Watermark(1));
             }
+            32 => self.overtake(ledger),
             31 if self.rng.below(4) == 0 => self.large(),
             22 => self.steps.prepare(),
             23 if reopen => {

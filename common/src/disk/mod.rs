@@ -48,7 +48,7 @@ pub enum OpenMode {
 /// Bytes on the file system that holds a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
-    /// Size of the file system.
+    /// What is used and what is available together: the size of the file system without what only an administrator may use.
     pub total: u64,
     /// What an unprivileged writer may still use.
     pub available: u64,

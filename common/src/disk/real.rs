@@ -116,7 +116,10 @@ impl Disk for RealDisk {
     fn space(&self, dir: &Path) -> io::Result<Space> {
         let found = statvfs(dir)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Space { total: bytes(found.f_blocks), available: bytes(found.f_bavail) })
+        // As `df` counts: what is kept for the administrator is neither used nor of any use here.
+        let used = found.f_blocks.saturating_sub(found.f_bfree);
+        let available = found.f_bavail.min(found.f_bfree);
+        Ok(Space { total: bytes(used.saturating_add(available)), available: bytes(available) })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {

@@ -1,7 +1,7 @@
 //! `geminga bookie`: a storage node as a process of its own. Start: configuration, metadata, store, registration, service, ready
 //! line. Stop (SIGTERM or SIGINT): the liveness key goes, streams end once what is open is answered, the store closes.
 
-use crate::cli::BookieArgs;
+use crate::cli::{BookieArgs, BookieCommand};
 use crate::{metadata, process};
 use anyhow::Context as _;
 use geminga_bookie::node::{self, Node, NodeError};
@@ -80,7 +80,10 @@ impl Default for Config {
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs until told to stop.
-pub(crate) fn main(args: BookieArgs) -> anyhow::Result<()> {
+pub(crate) fn main(mut args: BookieArgs) -> anyhow::Result<()> {
+    if let Some(BookieCommand::Inspect(args)) = args.command.take() {
+        return crate::bookie_inspect::main(args);
+    }
     let config = load(&args)?;
     process::start_log(&config.log)?;
     process::check_bind(config.bind, config.insecure)?;
@@ -103,9 +106,25 @@ fn load(args: &BookieArgs) -> anyhow::Result<Config> {
         ("zone", text(&args.zone)),
         ("rack", text(&args.rack)),
         ("metadata", table("url", text(&args.metadata))),
-        ("store", table("id", text(&args.id))),
+        ("store", store_flags(args)),
     ];
     process::load("bookie", args.config.as_deref(), flags)
+}
+
+fn store_flags(args: &BookieArgs) -> Option<toml::Value> {
+    let paths = |dirs: &[PathBuf]| {
+        let texts = dirs.iter().map(|dir| toml::Value::String(dir.to_string_lossy().into_owned()));
+        (!dirs.is_empty()).then(|| toml::Value::Array(texts.collect()))
+    };
+    let flags = [
+        ("id", args.id.clone().map(toml::Value::String)),
+        ("shards", args.shards.map(|shards| i64::from(shards).into())),
+        ("more_data_dirs", paths(&args.more_data_dir)),
+        ("journal_dirs", paths(&args.journal_dir)),
+    ];
+    let given: toml::Table =
+        flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+    (!given.is_empty()).then_some(toml::Value::Table(given))
 }
 
 impl Config {

@@ -1,4 +1,4 @@
-//! `geminga bookie-inspect`: a store dumped and verified offline.
+//! `geminga bookie inspect`: a store dumped and verified offline.
 
 use crate::cli::{InspectArgs, Shown};
 use anyhow::Context as _;
@@ -17,7 +17,7 @@ pub(crate) fn main(args: InspectArgs) -> anyhow::Result<()> {
         (None, None) => Part::Summary,
     };
     let dir = args.dir.display().to_string();
-    let dirs = Dirs { data: args.dir, more_data: args.more_data, journals: args.journal_dir };
+    let dirs = Dirs { data: args.dir, more_data: args.more_data_dir, journals: args.journal_dir };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let findings = inspect(&RealDisk, &dirs, part, &mut out)
         .with_context(|| format!("inspecting the store in {dir}"))?;

@@ -1,4 +1,4 @@
-//! Settings of the bookie in a configuration file, table `[standalone.bookie]`.
+//! Settings of the store in a configuration file, table `[standalone.bookie]` or `[bookie.store]`.
 
 use anyhow::Context as _;
 use geminga_common::config::ByteSize;
@@ -25,10 +25,17 @@ pub(crate) struct Settings {
     block_cache: ByteSize,
     /// Shards, each with a journal and threads of its own. Default 1, 1 to 64. Fixed when the store is made.
     shards: u16,
+    /// Further data directories, on volumes of their own: shards are dealt out over `data_dir` and these. Default none; fewer than there
+    /// are shards. Fixed when the store is made: another number of them is refused.
+    more_data_dirs: Vec<PathBuf>,
+    /// Directories for journals, on volumes of their own. Default none: each journal lies beside its data. At most one per shard; fixed
+    /// when the store is made.
+    journal_dirs: Vec<PathBuf>,
     /// Bytes held in reserve for the day the disk is full, so that deleting still works then. Default 64 MiB; 0 holds none, and a full
     /// disk may keep deletions waiting. One journal file's size per shard is held beside it.
     disk_reserve: ByteSize,
-    /// With so many free bytes nothing is refused, however full the disk is in percent. Default 8 GiB; 0: percents alone decide.
+    /// With so many free bytes nothing is refused, however full the disk is in percent. Default 0, percents alone decide; of a standalone
+    /// 8 GiB, because the disk of a developer's machine is often nearly full of other things.
     disk_enough: ByteSize,
     /// From this share of the disk on the store is no place for new ledgers, in percent. Default 85.
     disk_warn_percent: u8,
@@ -50,8 +57,10 @@ impl Default for Settings {
             flush_ms: 60_000,
             block_cache: ByteSize(8 << 20),
             shards: 1,
+            more_data_dirs: Vec::new(),
+            journal_dirs: Vec::new(),
             disk_reserve: ByteSize(64 << 20),
-            disk_enough: ByteSize(8 << 30),
+            disk_enough: ByteSize(0),
             disk_warn_percent: 85,
             disk_refuse_percent: 92,
             disk_stop_percent: 97,
@@ -61,6 +70,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Defaults of the bookie in a standalone.
+    pub(crate) fn standalone() -> Self {
+        Self { disk_enough: ByteSize(8 << 30), ..Self::default() }
+    }
+
     /// The store's configuration.
     pub(crate) fn config(
         &self,
@@ -80,6 +94,9 @@ impl Settings {
         config.block_cache =
             usize::try_from(self.block_cache.0).context("bookie.block_cache is too large")?;
         config.shards = self.shards;
+        let absolute = |dirs: &[PathBuf]| dirs.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>();
+        config.more_data_dirs = absolute(&self.more_data_dirs)?;
+        config.journal_dirs = absolute(&self.journal_dirs)?;
         config.ballast = self.disk_reserve.0;
         config.watermarks = geminga_bookie::Watermarks {
             no_new_ledgers: self.disk_warn_percent,

@@ -24,8 +24,6 @@ pub(crate) enum Role {
     /// A whole cluster of processes on this machine.
     #[command(subcommand)]
     Cluster(crate::cluster::Command),
-    /// Look into a bookie's store that is not running: what lies in it, and whether every checksum holds. Changes nothing.
-    BookieInspect(InspectArgs),
     /// Publish or consume load and report latencies.
     Perf(geminga_perf::Args),
 }
@@ -93,7 +91,20 @@ pub(crate) struct BrokerArgs {
 
 /// Flags of `bookie`. A flag beats `GEMINGA_BOOKIE_<KEY>`, which beats the file, which beats the default.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BookieArgs {
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub(crate) command: Option<BookieCommand>,
+    /// Shards, each with a journal and threads of its own. Default 1, 1 to 64. Fixed when the store is made.
+    #[arg(long)]
+    pub(crate) shards: Option<u16>,
+    /// A further data directory, on a volume of its own; once for each. Fixed when the store is made.
+    #[arg(long)]
+    pub(crate) more_data_dir: Vec<PathBuf>,
+    /// A directory for journals, on a volume of its own; once for each. Default: beside the data. Fixed when the store is made.
+    #[arg(long)]
+    pub(crate) journal_dir: Vec<PathBuf>,
     /// Where everything is stored. Default `data`, made if it is not there.
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
@@ -132,14 +143,21 @@ pub(crate) struct BookieArgs {
     pub(crate) insecure: bool,
 }
 
-/// Flags of `bookie-inspect`.
+/// What can be done with a bookie's store besides serving from it.
+#[derive(Subcommand, Clone, Debug)]
+pub(crate) enum BookieCommand {
+    /// Look into a store that is not running: what lies in it, and whether every checksum holds. Changes nothing.
+    Inspect(InspectArgs),
+}
+
+/// Flags of `bookie inspect`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct InspectArgs {
     /// The bookie's first data directory, the one with `FORMAT` in it (of a standalone: `DATA-DIR/bookie`).
     pub(crate) dir: PathBuf,
     /// A further data directory; once for each, in the order of the configuration.
     #[arg(long)]
-    pub(crate) more_data: Vec<PathBuf>,
+    pub(crate) more_data_dir: Vec<PathBuf>,
     /// A journal directory of its own; once for each, in the order of the configuration.
     #[arg(long)]
     pub(crate) journal_dir: Vec<PathBuf>,
@@ -151,7 +169,7 @@ pub(crate) struct InspectArgs {
     pub(crate) ledger: Option<u64>,
 }
 
-/// What `bookie-inspect` shows in full.
+/// What `bookie inspect` shows in full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Shown {
     /// Every batch of the journal.

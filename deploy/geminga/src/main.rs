@@ -23,7 +23,6 @@ fn main() -> std::process::ExitCode {
         cli::Role::Broker(args) => broker::main(*args),
         cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Bookie(args) => bookie::main(*args),
-        cli::Role::BookieInspect(args) => bookie_inspect::main(args),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {

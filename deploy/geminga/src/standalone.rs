@@ -62,7 +62,7 @@ impl Default for Config {
             insecure: false,
             threads: 0,
             broker: geminga_broker::Config::default(),
-            bookie: crate::bookie_settings::Settings::default(),
+            bookie: crate::bookie_settings::Settings::standalone(),
         }
     }
 }
