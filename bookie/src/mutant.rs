@@ -10,6 +10,12 @@ pub enum Mutant {
     UnreadableNotFound,
     /// Terms do not survive a restart (BOOKKEEPER-500).
     FenceLost,
+    /// What a deleted ledger was is forgotten, its tombstone too (BK #4462).
+    TombstoneForgotten,
+    /// A segment whose footer cannot be read is collected (BK #4607).
+    GcTrustsDamage,
+    /// A store starts as sound whatever became of its identity or manifest (BK #2305).
+    IdentityIgnored,
     /// Replay skips a bad batch and goes on (BK #3437).
     BadRecordSkipped,
     /// A failed sync is tried again and believed (ATC'20).

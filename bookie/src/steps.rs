@@ -7,7 +7,7 @@ use crate::{Config, Health};
 use geminga_bookie_client::rpc::{Add, AddDone, ControlError, LedgerStat, Read, ReadAnswer, Tail};
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
-use geminga_common::ids::{EntryId, LedgerId, Term};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId, Term};
 use std::sync::Arc;
 
 /// A store whose every step is the caller's. Dropping it is a crash.
@@ -150,6 +150,12 @@ impl Steps {
             crate::shard::Status::DataLoss => Health::DataLoss,
             _ => Health::Serving,
         }
+    }
+
+    /// Incarnation of the store.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.store.incarnation
     }
 
     /// Segments there are.

@@ -173,6 +173,7 @@ impl Opening<'_> {
         let dir = &self.config.data_dir;
         let known = self.disk.list(dir)?.iter().any(|name| name == "manifest.redb");
         identity.data_loss |= identity.boot > 0 && !known;
+        identity.data_loss &= !self.config.has(Mutant::IdentityIgnored);
         let empty = || Content { mark: 1, next_segment: 1, ..Content::default() };
         if identity.data_loss && !known {
             return Ok((None, empty()));
@@ -427,7 +428,10 @@ impl Store {
         let touched = |s: &&Arc<Segment>| deleted.iter().any(|l| s.row.ledgers.contains(l));
         let mut dead = Vec::new();
         for segment in set.all.iter().filter(touched) {
-            let Ok(footer) = segment.footer() else { continue };
+            let Ok(footer) = segment.footer() else {
+                dead.extend(self.config.has(Mutant::GcTrustsDamage).then_some(segment.row.id));
+                continue;
+            };
             let shard = self.shard.lock();
             let gone = |l| shard.ledgers.get(l).is_some_and(|l| l.row.tombstone);
             if footer.runs.iter().all(|run| gone(&run.ledger)) {

@@ -28,7 +28,7 @@ impl fmt::Display for BookieRef {
 }
 
 /// Entries for one ledger, ids rising. Acknowledged as a whole, once every entry, the term and the attributes are durable.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Add {
     /// The ledger.
     pub ledger: LedgerId,
@@ -45,7 +45,7 @@ pub struct Add {
 }
 
 /// Why an add was not stored, or may not have been.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum AddError {
     /// A recoverer with a higher term has been here: this writer is over.
     #[error("fenced by term {0}")]
@@ -101,7 +101,7 @@ pub enum ReadClass {
 }
 
 /// A range read: the longest contiguous run from `first`, up to `last` and `bytes_max` (at least one entry).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Read {
     /// The ledger.
     pub ledger: LedgerId,
@@ -141,7 +141,7 @@ pub enum Doubt {
 }
 
 /// The answer to a read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ReadAnswer {
     /// A run of entries from the first id wanted on; never empty. The run may be shorter than asked for.
     Found(Vec<Entry>),
@@ -161,7 +161,7 @@ pub struct IdRange {
 }
 
 /// What a bookie holds of a ledger's tail, answered after it durably refuses lower terms.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Tail {
     /// Highest LAC this bookie was told.
     pub lac: Option<EntryId>,
@@ -179,7 +179,7 @@ pub struct Tail {
 }
 
 /// Why a control call did not succeed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum ControlError {
     /// Another recoverer is ahead.
     #[error("fenced by term {0}")]

@@ -19,6 +19,7 @@ use crate::segments::SegmentSet;
 use cache::{Cache, ENTRY_COST, Frozen};
 pub(crate) use flush::FlushPlan;
 use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::mutant as protocol;
 use geminga_bookie_client::rpc::{Add, AddDone, AddError, ControlError};
 use geminga_common::clock::Mono;
 use geminga_common::disk::DiskFile;
@@ -303,6 +304,9 @@ impl Shard {
         }
         match op {
             Op::Add { .. } => self.admit_add(op, now),
+            Op::Fence { done, .. } if protocol::active(protocol::Mutant::FenceWithoutTerm) => {
+                self.queue(Done::Control(done))
+            }
             Op::Fence { ledger, term, done } => match self.raise(ledger, term, now) {
                 Ok(()) => self.queue(Done::Control(done)),
                 Err(error) => Admitted::Answered((Done::Control(done), Err(error))),
@@ -450,6 +454,9 @@ impl Shard {
         let freed = ledger.active.cut(None);
         ledger.row.tombstone = true;
         self.cache_bytes = self.cache_bytes.saturating_sub(freed);
+        if self.config.has(Mutant::TombstoneForgotten) {
+            ledger.row = LedgerRow::default();
+        }
         self.deleted.push(id);
     }
 
