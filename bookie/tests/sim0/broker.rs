@@ -1,8 +1,10 @@
 //! A broker: takes the topic by lease and epoch, opens it (recovering what was left open), appends, rolls, trims, until it is
 //! fenced or loses the record. It is deliberately stubborn: losing its lease does not stop it, only fencing and epochs do.
 
+use crate::damage::Planned;
 use crate::ledger::{
-    Bookies, Recovered, bookies_of, decode, get, get_patiently, place, read_one, recover, seal,
+    Bookies, Recovered, bookies_of, decode, get, get_patiently, no_bookies, place, plan, read_one, recover,
+    seal,
 };
 use crate::meta::{EPOCH, MetaOp, MetaReply, OWNER, TOPIC, Topic, keys, tombstone};
 use crate::plan::{MS, SECOND, Us};
@@ -47,7 +49,7 @@ struct Owner {
 
 /// A broker's life.
 pub(crate) async fn run(cx: Cx) {
-    let bookies = Bookies::default();
+    let bookies = no_bookies(&cx);
     cx.spawn(watch_bookies(cx.clone(), bookies.clone()));
     loop {
         let alive = Rc::new(Cell::new(true));
@@ -361,7 +363,7 @@ impl Owner {
             sealing = Some(closed);
         }
         let wanted = !self.queue.is_empty() || !again.is_empty();
-        let created = if wanted { self.create(&next).await } else { None };
+        let (created, planned) = if wanted { self.create(&next).await } else { None }.unzip();
         if let Some(record) = &created {
             compares.push(Compare::Absent(keys.ledger(record.id)));
             ops.push(Op::put(keys.ledger(record.id), record.encode()));
@@ -371,7 +373,9 @@ impl Owner {
         if sealing.is_none() && created.is_none() {
             return Some(());
         }
-        self.commit(next, compares, ops).await?;
+        let committed = self.commit(next, compares, ops).await;
+        planned.into_iter().for_each(Planned::settled);
+        committed?;
         self.sealed = None;
         again.into_iter().rev().for_each(|item| self.queue.push_front(item));
         if let Some(closed) = sealing {
@@ -406,6 +410,7 @@ impl Owner {
             effects: Vec::new(),
             readmit_due: false,
             readmit_after: SECOND,
+            planned: None,
             sent: VecDeque::new(),
         };
         shell.arm_readmission();
@@ -415,10 +420,11 @@ impl Owner {
     }
 
     /// The record of the next ledger, if there are bookies and an id for it.
-    async fn create(&mut self, chain: &Topic) -> Option<LedgerRecord> {
+    async fn create(&mut self, chain: &Topic) -> Option<(LedgerRecord, Planned)> {
         let id = self.allocate(chain.highest().max(self.topic.highest())).await?;
         let slots = self.quorum.all();
         let found = place(&self.cx, &self.bookies, slots, &[]);
+        let planned = plan(&self.cx, &found);
         let mut ensemble = vec![None; self.quorum.ensemble() as usize];
         found.into_iter().for_each(|(slot, bookie)| ensemble[slot as usize] = Some(bookie));
         let fragment = Fragment { first: EntryId(0), ensemble };
@@ -426,7 +432,7 @@ impl Owner {
             return None;
         }
         let growing = |slot| RepairRange { first: EntryId(0), last: None, slot };
-        Some(LedgerRecord {
+        let record = LedgerRecord {
             id,
             term: Term(1),
             state: LedgerState::Open,
@@ -443,7 +449,8 @@ impl Owner {
                 first_index: MessageIndex(0),
             }),
             op_id: OpId(self.cx.random()),
-        })
+        };
+        Some((record, planned))
     }
 
     async fn allocate(&mut self, above: Option<LedgerId>) -> Option<LedgerId> {

@@ -67,7 +67,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u64); 17] {
+    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 17] {
         [
             ("acked", &mut self.acked),
             ("ledgers", &mut self.ledgers),
@@ -88,18 +88,6 @@ impl Seen {
             ("restarts", &mut self.restarts),
         ]
     }
-
-    pub(crate) fn add(&mut self, other: &Seen) {
-        let mut other = *other;
-        self.all().into_iter().zip(other.all()).for_each(|((_, sum), (_, n))| *sum += *n);
-    }
-
-    /// "0 violations" proves something only if the rare paths were taken.
-    pub(crate) fn reached(mut self) {
-        for (what, n) in self.all() {
-            assert!(*n > 3, "{what}: reached {n} times only");
-        }
-    }
 }
 
 pub(crate) struct Checker {
@@ -108,7 +96,6 @@ pub(crate) struct Checker {
     durable: BTreeMap<(BookieRef, LedgerId), BTreeSet<EntryId>>,
     fences: BTreeMap<(BookieRef, LedgerId), (Term, u64)>,
     lost: BTreeSet<BookieRef>,
-    outstanding: u32,
     ack: u32,
     pub(crate) topic: Topic,
     /// Message, where it was acknowledged, and when.
@@ -145,7 +132,6 @@ impl Checker {
             durable: BTreeMap::new(),
             fences: BTreeMap::new(),
             lost: BTreeSet::new(),
-            outstanding: 0,
             ack: plan.quorum.ack(),
             topic: Topic::default(),
             acked: Vec::new(),
@@ -168,20 +154,8 @@ impl Checker {
         self.ack >= 2 && self.fully_replicated()
     }
 
-    /// S1's budget: at most Qa−1 stores damaged or lost since everything was last on its whole write quorum. Damaged stores that
-    /// are still in place count for as long as they are: new entries may lie on them.
-    pub(crate) fn may_damage(&mut self, in_place: u32) -> bool {
-        if in_place + 1 >= self.ack {
-            return false;
-        }
-        if self.outstanding + 1 >= self.ack {
-            if !self.fully_replicated() {
-                return false;
-            }
-            self.outstanding = in_place;
-        }
-        self.outstanding += 1;
-        true
+    pub(crate) fn is_lost(&self, me: &BookieRef) -> bool {
+        self.lost.contains(me)
     }
 
     pub(crate) fn lost(&mut self, me: &BookieRef) {

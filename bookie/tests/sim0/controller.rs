@@ -3,7 +3,7 @@
 //! store's `Replicate` takes their place once it is there.
 
 use crate::broker::{record_of, view, watch_bookies};
-use crate::ledger::{Bookies, bookies_of, get, place, read_one, recover, replace};
+use crate::ledger::{Bookies, bookies_of, get, no_bookies, place, read_one, recover, replace};
 use crate::meta::{MetaOp, MetaReply, TOPIC, Topic, keys, registration};
 use crate::node::Req;
 use crate::plan::{MS, SECOND};
@@ -14,7 +14,7 @@ use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::metadata::{Compare, Op, Txn};
 
 pub(crate) async fn run(cx: Cx) {
-    let bookies = Bookies::default();
+    let bookies = no_bookies(&cx);
     cx.spawn(watch_bookies(cx.clone(), bookies.clone()));
     let within = cx.clone();
     cx.spawn(async move {

@@ -8,12 +8,6 @@ impl World {
         self.rng.below(self.nodes.len() as u64) as usize
     }
 
-    /// Whether a bookie may lose data for good now: fewer than Qa per write set since all of it was last on Qw (S1).
-    fn may_damage(&mut self) -> bool {
-        let in_place = self.nodes.iter().filter(|n| n.damaged).count();
-        self.check.may_damage(in_place as u32)
-    }
-
     pub(crate) fn strike(&mut self, fault: Fault) {
         if self.healed {
             return;

@@ -1,6 +1,7 @@
 //! Shells around the real machines, in simulated time: commits with unknown outcomes, recovery (R0–R7), reading, sealing. They do
 //! what the client's own shells do, over the same pure machines.
 
+use crate::damage::Planned;
 use crate::meta::{MetaOp, MetaReply, keys};
 use crate::node::Req;
 use crate::plan::{MS, SECOND};
@@ -20,6 +21,13 @@ use std::rc::Rc;
 /// Bookies that are alive as far as a process knows.
 pub(crate) type Bookies = Rc<RefCell<Vec<BookieRef>>>;
 
+/// An empty list; the world sees what becomes of it.
+pub(crate) fn no_bookies(cx: &Cx) -> Bookies {
+    let bookies = Bookies::default();
+    cx.sim.w.borrow_mut().damage.knows(&bookies);
+    bookies
+}
+
 /// Up to one bookie for each slot, none of `exclude`.
 pub(crate) fn place(
     cx: &Cx,
@@ -34,6 +42,11 @@ pub(crate) fn place(
         free.swap(at, other);
     }
     slots.iter().zip(free).collect()
+}
+
+/// Notes a placement until its commit's outcome is known.
+pub(crate) fn plan(cx: &Cx, found: &[(u32, BookieRef)]) -> Planned {
+    cx.sim.w.borrow_mut().damage.plan(found.iter().map(|(_, bookie)| bookie.clone()).collect())
 }
 
 pub(crate) async fn get(cx: &Cx, key: &str) -> Result<Option<Record>, MetaError> {
@@ -117,7 +130,7 @@ pub(crate) async fn recover(cx: &Cx, id: LedgerId, bookies: &Bookies) -> Recover
         let ours = LedgerRecord { state: LedgerState::Recovering, term, op_id: OpId(cx.random()), ..record };
         let ChangeOutcome::Committed(revision) = replace(cx, &ours, revision).await else { continue };
         cx.note("recover", id.0, term.0, || format!("process {} recovers {id} at {term:?}", cx.proc));
-        let (closed, to) = match attempt(cx, ours, bookies).await {
+        let Decided { record: closed, told, planned } = match attempt(cx, ours, bookies).await {
             Ok(closed) => closed,
             Err(Verdict::Undecided) => {
                 cx.check(|c| c.seen.undecided += 1);
@@ -129,11 +142,13 @@ pub(crate) async fn recover(cx: &Cx, id: LedgerId, bookies: &Bookies) -> Recover
             }
         };
         let closed = LedgerRecord { op_id: OpId(cx.random()), ..*closed };
-        let ChangeOutcome::Committed(revision) = replace(cx, &closed, revision).await else { continue };
+        let outcome = replace(cx, &closed, revision).await;
+        planned.into_iter().for_each(Planned::settled);
+        let ChangeOutcome::Committed(revision) = outcome else { continue };
         cx.check(|c| c.seen.closed_by_recovery += 1);
         cx.note("closed", id.0, 0, || format!("process {} closed {id}: {:?}", cx.proc, closed.state));
         if let LedgerState::Closed { last, .. } = closed.state {
-            seal(cx, &to, id, last);
+            seal(cx, &told, id, last);
         }
         return Recovered::Closed(Box::new(closed), revision);
     }
@@ -145,14 +160,19 @@ pub(crate) fn seal(cx: &Cx, to: &BTreeSet<BookieRef>, ledger: LedgerId, last: Op
     to.iter().for_each(|bookie| cx.send(bookie, Req::Seal { ledger, last }, |_| ()));
 }
 
-async fn attempt(
-    cx: &Cx,
-    record: LedgerRecord,
-    bookies: &Bookies,
-) -> Result<(Box<LedgerRecord>, BTreeSet<BookieRef>), Verdict> {
+/// What a recovery wants to commit.
+struct Decided {
+    record: Box<LedgerRecord>,
+    /// Whoever may hold something of it.
+    told: BTreeSet<BookieRef>,
+    planned: Vec<Planned>,
+}
+
+async fn attempt(cx: &Cx, record: LedgerRecord, bookies: &Bookies) -> Result<Decided, Verdict> {
     let mut effects = Vec::new();
     let mut told = bookies_of(&record.fragments);
     let mut state = State::start(record, &mut effects);
+    let mut planned = Vec::new();
     let inbox: Inbox<Happened> = Inbox::default();
     for (delay, patience) in [(300 * MS, true), (10 * SECOND, false)] {
         let inbox = inbox.clone();
@@ -163,11 +183,12 @@ async fn attempt(
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
                 match effect {
-                    Effect::Close(record) => return Ok((record, told)),
+                    Effect::Close(record) => return Ok(Decided { record, told, planned }),
                     Effect::Stop(verdict) => return Err(verdict),
                     Effect::Place(slots) => {
                         let members: Vec<BookieRef> = state.members().cloned().collect();
                         let found = place(cx, bookies, slots, &members);
+                        planned.push(plan(cx, &found));
                         told.extend(found.iter().map(|(_, bookie)| bookie.clone()));
                         state.on_replacements(&found, &mut effects);
                     }

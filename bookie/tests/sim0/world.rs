@@ -112,6 +112,7 @@ pub(crate) struct World {
     pub(crate) quiet: bool,
     /// The reader of the end has read everything.
     pub(crate) finished: bool,
+    pub(crate) damage: crate::damage::Damage,
     naps: Vec<Vec<u64>>,
     hinted: Us,
     pub(crate) trace: crate::trace::Trace,
@@ -161,6 +162,7 @@ impl World {
             healed: false,
             quiet: false,
             finished: false,
+            damage: crate::damage::Damage::new(plan.quorum.ack()),
             naps: vec![Vec::new(); procs],
             hinted: 0,
             trace: crate::trace::Trace::new(verbose),

@@ -1,6 +1,7 @@
 //! A writer of one open ledger: the real machine, and the shell that carries its effects out in simulated time.
 
-use crate::ledger::{Bookies, place, replace};
+use crate::damage::Planned;
+use crate::ledger::{Bookies, place, plan, replace};
 use crate::node::Req;
 use crate::plan::{SECOND, Us};
 use crate::world::{Cx, Inbox, Outcome};
@@ -38,6 +39,8 @@ pub(crate) struct Shell {
     pub(crate) effects: Vec<Effect>,
     pub(crate) readmit_due: bool,
     pub(crate) readmit_after: Us,
+    /// The last placement, until its commit begins.
+    pub(crate) planned: Option<Planned>,
     /// Messages sent and not acknowledged, in order.
     pub(crate) sent: VecDeque<(EntryId, u64, Bytes)>,
 }
@@ -100,6 +103,7 @@ impl Shell {
                     Effect::Place(slots) => {
                         let members: Vec<BookieRef> = self.state.members().cloned().collect();
                         let found = place(&self.cx, &self.bookies, slots, &members);
+                        self.planned.replace(plan(&self.cx, &found)).into_iter().for_each(Planned::settled);
                         self.state.on_replacements(&found, &mut self.effects);
                     }
                     Effect::Commit(record) => self.commit(*record),
@@ -130,7 +134,8 @@ impl Shell {
         });
     }
 
-    fn commit(&self, mut record: LedgerRecord) {
+    fn commit(&mut self, mut record: LedgerRecord) {
+        let planned = self.planned.take();
         record.op_id = OpId(self.cx.random());
         let (cx, over, inbox) = (self.cx.clone(), self.state.revision(), self.inbox.clone());
         cx.note("change", record.id.0, 0, || {
@@ -145,6 +150,7 @@ impl Shell {
         let within = cx.clone();
         cx.spawn(async move {
             let outcome = replace(&within, &record, over).await;
+            planned.into_iter().for_each(Planned::settled);
             inbox.push(Event::Changed(record.id, outcome));
         });
     }
