@@ -87,6 +87,13 @@ impl Damage {
 }
 
 impl World {
+    /// The stores that metadata names.
+    pub(crate) fn registered(&self) -> Vec<BookieRef> {
+        let keys = keys();
+        let all = self.meta.peek_all(&keys.bookies_prefix());
+        all.iter().filter_map(|r| registration(r, &keys)).collect()
+    }
+
     /// Whether a bookie may lose data for good now.
     pub(crate) fn may_damage(&mut self) -> bool {
         let in_place = self.nodes.iter().filter(|n| n.damaged).count() as u32;
@@ -95,14 +102,11 @@ impl World {
             return false;
         }
         if self.damage.outstanding + 1 >= ack {
-            let keys = keys();
             // Those still in place are counted already.
             let in_place_now: Vec<BookieRef> =
                 self.nodes.iter().filter(|n| n.damaged).map(|n| n.me.clone()).collect();
             let gone = |b: &BookieRef| self.check.is_lost(b) && !in_place_now.contains(b);
-            let registrations = self.meta.peek_all(&keys.bookies_prefix());
-            let mut registered = registrations.iter().filter_map(|r| registration(r, &keys));
-            if registered.any(|b| gone(&b))
+            if self.registered().iter().any(gone)
                 || self.damage.placeable(self.now, gone)
                 || !self.check.fully_replicated()
             {

@@ -168,8 +168,10 @@ impl World {
             }
         }
         let sound = self.nodes.iter().all(|n| !n.damaged);
-        if self.plan.hung_after && sound && self.check.undamaged() {
-            let node = self.any_node();
+        let node = self.any_node();
+        // Nobody could tell that the store of an incarnation which never registered is gone (seed 673).
+        let known = self.registered().contains(&self.nodes[node].me);
+        if self.plan.hung_after && sound && known && self.check.undamaged() {
             self.inject("bookie hung for good");
             self.nodes[node].paused = true;
             self.nodes[node].run += 1;
