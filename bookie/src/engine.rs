@@ -239,7 +239,10 @@ impl Bookie {
     /// A deleted ledger or a failed store.
     pub async fn stat(&self, ledger: LedgerId) -> Result<LedgerStat, ControlError> {
         let stat = self.core.ask(ReadClass::Tail, move |core| core.store.stat(ledger)).await;
-        stat.unwrap_or(Err(ControlError::Unknown("shut down")))
+        let stat = stat.unwrap_or(Err(ControlError::Unknown("shut down")))?;
+        // What is visible may not be durable yet, and a repair that believed the list would count a copy that a crash takes back.
+        self.control(|done| Op::Barrier { done }).await?;
+        Ok(stat)
     }
 
     /// Flushes now, without waiting for size or age.

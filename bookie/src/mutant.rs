@@ -24,6 +24,8 @@ pub enum Mutant {
     ChecksumTruncates,
     /// A duplicate is acknowledged before the first copy is durable.
     DuplicateAckedEarly,
+    /// What is listed as present may not be durable yet.
+    ListedEarly,
     /// Writing goes on in a file that was replayed.
     ReplayedFileAppended,
 }

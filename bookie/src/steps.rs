@@ -54,6 +54,11 @@ impl Steps {
         self.admit(Op::Delete { ledger, done });
     }
 
+    /// Told once everything admitted so far is durable.
+    pub fn barrier(&mut self, done: ControlDone) {
+        self.admit(Op::Barrier { done });
+    }
+
     fn admit(&mut self, op: Op) -> bool {
         match self.store.admit(op) {
             Admitted::Queued => true,
@@ -134,7 +139,7 @@ impl Steps {
         self.store.tail(ledger, from)
     }
 
-    /// What is known of a ledger.
+    /// What is known of a ledger, durable or not: what is told to others waits for [`Steps::barrier`].
     ///
     /// # Errors
     /// A deleted ledger or a failed store.

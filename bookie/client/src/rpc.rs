@@ -236,6 +236,6 @@ pub trait BookieRpc: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), ControlError>>;
     /// Deletes a ledger whose tombstone is committed. Idempotent, durable when answered.
     fn delete(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<(), ControlError>>;
-    /// What the bookie knows of a ledger.
+    /// What the bookie knows of a ledger: durable when answered, so that a repair may count what is listed as held.
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>>;
 }

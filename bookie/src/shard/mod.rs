@@ -71,10 +71,30 @@ pub(crate) fn answer((done, result): Answer) {
 
 /// Something to admit.
 pub(crate) enum Op {
-    Add { add: Add, checked: Result<(), AddError>, stored: Option<Stored>, done: AddDone },
-    Fence { ledger: LedgerId, term: Term, done: ControlDone },
-    Seal { ledger: LedgerId, last: Option<EntryId>, done: ControlDone },
-    Delete { ledger: LedgerId, done: ControlDone },
+    Add {
+        add: Add,
+        checked: Result<(), AddError>,
+        stored: Option<Stored>,
+        done: AddDone,
+    },
+    Fence {
+        ledger: LedgerId,
+        term: Term,
+        done: ControlDone,
+    },
+    Seal {
+        ledger: LedgerId,
+        last: Option<EntryId>,
+        done: ControlDone,
+    },
+    Delete {
+        ledger: LedgerId,
+        done: ControlDone,
+    },
+    /// Answered once everything admitted before it is durable.
+    Barrier {
+        done: ControlDone,
+    },
 }
 
 impl Op {
@@ -88,9 +108,10 @@ impl Op {
     pub(crate) fn refuse(self, error: AddError) -> Answer {
         match self {
             Op::Add { done, .. } => (Done::Add(done), Err(error)),
-            Op::Fence { done, .. } | Op::Seal { done, .. } | Op::Delete { done, .. } => {
-                (Done::Control(done), Err(error))
-            }
+            Op::Fence { done, .. }
+            | Op::Seal { done, .. }
+            | Op::Delete { done, .. }
+            | Op::Barrier { done } => (Done::Control(done), Err(error)),
         }
     }
 }
@@ -296,6 +317,10 @@ impl Shard {
 
     pub(crate) fn admit(&mut self, op: Op, now: Mono) -> Admitted {
         match self.status {
+            // What it holds came from the disk: nothing is admitted any more.
+            Status::DataLoss if let Op::Barrier { done } = op => {
+                return Admitted::Answered((Done::Control(done), Ok(())));
+            }
             Status::Failed | Status::DataLoss => return Admitted::Answered(op.refuse(AddError::Failed)),
             Status::DiskFull if matches!(op, Op::Add { .. }) => {
                 return Admitted::Answered(op.refuse(AddError::DiskFull));
@@ -322,6 +347,10 @@ impl Shard {
                 }
                 self.queue(Done::Control(done))
             }
+            Op::Barrier { done } if self.config.has(Mutant::ListedEarly) => {
+                Admitted::Answered((Done::Control(done), Ok(())))
+            }
+            Op::Barrier { done } => self.queue(Done::Control(done)),
         }
     }
 

@@ -255,9 +255,10 @@ impl Checker {
         ids.extend(add.entries.iter().map(|e| e.id));
     }
 
-    /// What a store listed before and after a barrier.
-    pub(crate) fn durably_listed(&mut self, me: &BookieRef, ledger: LedgerId, ids: &[EntryId]) {
-        self.durable.entry((me.clone(), ledger)).or_default().extend(ids);
+    /// What a store lists it holds durably.
+    pub(crate) fn listed(&mut self, me: &BookieRef, ledger: LedgerId, present: &[IdRange]) {
+        let ids = self.durable.entry((me.clone(), ledger)).or_default();
+        ids.extend(present.iter().flat_map(|run| (run.first.0..=run.last.0).map(EntryId)));
     }
 
     fn absent(&mut self, me: &BookieRef, ledger: LedgerId, id: EntryId, how: &str) {

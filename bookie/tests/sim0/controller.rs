@@ -9,9 +9,10 @@ use crate::node::Req;
 use crate::plan::{MS, SECOND};
 use crate::world::{Cx, Outcome};
 use geminga_bookie_client::record::{ClosedLedger, Fragment, LedgerRecord, LedgerState, OpId, RepairRange};
-use geminga_bookie_client::rpc::{Add, BookieRef, ControlError, IdRange};
+use geminga_bookie_client::rpc::{Add, BookieRef, ControlError};
 use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::metadata::{Compare, Op, Txn};
+use std::collections::BTreeSet;
 
 pub(crate) async fn run(cx: Cx) {
     let bookies = no_bookies(&cx);
@@ -245,20 +246,8 @@ async fn copy(cx: &Cx, record: &LedgerRecord, to: &BookieRef, wanted: &[EntryId]
     wanted.iter().all(|id| now.contains(id))
 }
 
-fn within(present: &[IdRange], id: EntryId) -> bool {
-    present.iter().any(|run| run.first <= id && id <= run.last)
-}
-
-/// The ids that a bookie holds durably. Its `Stat` lists what is visible, which a crash may still take back; an empty add is
-/// answered behind all that was admitted before it. So: what is listed both before and after such an answer.
-async fn present(cx: &Cx, record: &LedgerRecord, on: &BookieRef) -> Option<Vec<EntryId>> {
-    let (ledger, term) = (record.id, record.term);
-    let Outcome::Stat(Ok(before)) = cx.ask(on, Req::Stat { ledger }).await else { return None };
-    let barrier = Add { ledger, term, lac: None, lafr: None, attributes: None, entries: Vec::new() };
-    let Outcome::Add(Ok(())) = cx.ask(on, Req::Add(barrier)).await else { return None };
-    let Outcome::Stat(Ok(after)) = cx.ask(on, Req::Stat { ledger }).await else { return None };
-    let ids = after.present.iter().flat_map(|run| (run.first.0..=run.last.0).map(EntryId));
-    let durable: Vec<EntryId> = ids.filter(|id| within(&before.present, *id)).collect();
-    cx.check(|c| c.durably_listed(on, ledger, &durable));
-    Some(durable)
+/// The ids that a bookie holds durably.
+async fn present(cx: &Cx, record: &LedgerRecord, on: &BookieRef) -> Option<BTreeSet<EntryId>> {
+    let Outcome::Stat(Ok(stat)) = cx.ask(on, Req::Stat { ledger: record.id }).await else { return None };
+    Some(stat.present.iter().flat_map(|run| (run.first.0..=run.last.0).map(EntryId)).collect())
 }

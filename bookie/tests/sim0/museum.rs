@@ -22,7 +22,7 @@ enum Back {
 }
 
 /// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
-const MUSEUM: [(&str, Back, u64, &[&str]); 18] = [
+const MUSEUM: [(&str, Back, u64, &[&str]); 19] = [
     ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
     ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
     ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
@@ -40,6 +40,7 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 18] = [
     ("39", Back::Store(StoreMutant::ChecksumTruncates), 6000, &["I7", "I5"]),
     ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
     ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
+    ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),
 ];
 

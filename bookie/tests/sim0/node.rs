@@ -8,7 +8,9 @@ use crate::world::{Ev, Outcome, World};
 use geminga_bookie::steps::Steps;
 use geminga_bookie::{Config, Health, OpenError};
 use geminga_bookie_client::mutant::{self, Mutant};
-use geminga_bookie_client::rpc::{Add, AddError, BookieRef, ControlError, Doubt, Read, ReadAnswer};
+use geminga_bookie_client::rpc::{
+    Add, AddError, BookieRef, ControlError, Doubt, LedgerStat, Read, ReadAnswer,
+};
 use geminga_common::clock::ManualClock;
 use geminga_common::disk::Disk;
 use geminga_common::disk::sim::{Crash, SimDisk};
@@ -78,6 +80,8 @@ pub(crate) struct Node {
     backlog: Vec<(u64, usize, BookieRef, Req)>,
     waiting: VecDeque<(u64, usize, Req)>,
     flight: BTreeMap<u64, Flight>,
+    /// What was listed for calls that wait until it is durable.
+    listed: BTreeMap<u64, LedgerStat>,
     outbox: Outbox,
     arrivals: u64,
     batch_due: bool,
@@ -148,6 +152,7 @@ impl Node {
             backlog: Vec::new(),
             waiting: VecDeque::new(),
             flight: BTreeMap::new(),
+            listed: BTreeMap::new(),
             outbox: Outbox::default(),
             arrivals: 0,
             batch_due: false,
@@ -166,6 +171,7 @@ impl Node {
         self.backlog.clear();
         self.waiting.clear();
         self.flight.clear();
+        self.listed.clear();
         self.outbox.lock().expect("no holder panics").clear();
         self.batch_due = false;
     }
@@ -189,7 +195,8 @@ impl Node {
             Req::Delete { ledger } => {
                 steps.delete(ledger, Box::new(move |r| tell(r.map_err(Refusal::Control))));
             }
-            Req::Read(_) | Req::Stat { .. } => {}
+            Req::Stat { .. } => steps.barrier(Box::new(move |r| tell(r.map_err(Refusal::Control)))),
+            Req::Read(_) => {}
         }
         true
     }
@@ -263,8 +270,13 @@ impl World {
             }
             Req::Stat { ledger } => {
                 let Some(steps) = &n.steps else { return };
-                let stat = steps.stat(ledger);
-                self.reply(node, proc, call, Outcome::Stat(stat));
+                match steps.stat(ledger) {
+                    Ok(stat) => {
+                        n.listed.insert(order, stat);
+                        self.take(node, order, (call, proc), Req::Stat { ledger });
+                    }
+                    refused => self.reply(node, proc, call, Outcome::Stat(refused)),
+                }
             }
             // Adds keep their order: one that waits for room is not overtaken.
             Req::Add(_) if !n.waiting.is_empty() => n.waiting.push_back((call, proc, req)),
@@ -357,7 +369,17 @@ impl World {
                     .note(self.now, "deleted", node as u64, ledger.0, || format!("b{node} deletes {ledger}"));
                 Outcome::Control(result)
             }
-            Req::Read(_) | Req::Stat { .. } => return,
+            Req::Stat { ledger } => {
+                let Some(stat) = self.nodes[node].listed.remove(&order) else { return };
+                let sound = !self.nodes[node].damaged;
+                Outcome::Stat(control(result).map(|()| {
+                    if sound {
+                        self.check.listed(&me, ledger, &stat.present);
+                    }
+                    stat
+                }))
+            }
+            Req::Read(_) => return,
         };
         self.reply(node, proc, call, outcome);
     }
