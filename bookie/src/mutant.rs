@@ -18,6 +18,8 @@ pub enum Mutant {
     ChecksumTruncates,
     /// A duplicate is acknowledged before the first copy is durable.
     DuplicateAckedEarly,
+    /// What is listed as present may not be durable yet.
+    ListedEarly,
     /// Writing goes on in a file that was replayed.
     ReplayedFileAppended,
     /// A segment whose footer does not check counts as one in which nothing lives (BK #4607).

@@ -60,6 +60,11 @@ impl Steps {
         self.admit(ledger, Op::Delete { ledger, done });
     }
 
+    /// Told once everything admitted to the shard of `ledger` so far is durable.
+    pub fn barrier(&mut self, ledger: LedgerId, done: ControlDone) {
+        self.admit(ledger, Op::Barrier { done });
+    }
+
     /// Admits a dead-id watermark, in every shard.
     pub fn watermark(&mut self, to: LedgerId, done: ControlDone) {
         let all: Vec<ControlDone> = crate::engine::split(done, self.stores.len());
@@ -205,7 +210,7 @@ impl Steps {
         self.of(ledger).tail(ledger, from)
     }
 
-    /// What is known of a ledger.
+    /// What is known of a ledger, durable or not: what is told to others waits for [`Steps::barrier`].
     ///
     /// # Errors
     /// A deleted ledger or a failed store.

@@ -3,6 +3,7 @@
 //!
 //! Adds of one sender to one bookie stay in order (the seam promises it); everything else may overtake.
 
+mod exhaustive;
 mod world;
 
 use crate::quorum::QuorumSpec;

@@ -1,15 +1,25 @@
-//! The museum: known bugs of peers that tests can bring back, to show that the exploration would catch them. Without feature
+//! The museum: known bugs of peers that tests can bring back, to show that the simulations would catch them. Without feature
 //! `museum` every question is a constant `false` and vanishes from the code.
 
 /// A bug that can be brought back. Numbers are those of the reliability brief.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Mutant {
     /// 1: a fence that answers without refusing the old writer (BookKeeper #2614).
     FenceWithoutTerm,
+    /// 2: recovery starts below the last fragment when its bookies know no LAC (BookKeeper #2615).
+    RecoverFromBelow,
     /// 3: "nothing here" of a bookie that lost its store is believed (BookKeeper #2612, #4812).
     TrustAmnesiac,
+    /// 4: a recovery waits for every bookie, however long one hangs (BookKeeper #1067).
+    WaitForAll,
+    /// 7: a ledger's record is written over whatever is there (BOOKKEEPER-584).
+    StaleWriter,
+    /// 26: what a slow slot lacks is kept for it without bound (Pulsar #12169).
+    LagUnbounded,
     /// Recovery's write-backs tell the recoverer's own progress as LAC (storage.md 1.5 R5).
     ProgressAsLac,
+    /// In a degraded ensemble entries wait for the vacant slot: the window counts from LAFR, which stands still (storage.md 1.6).
+    WindowFromLafr,
 }
 
 #[cfg(feature = "museum")]

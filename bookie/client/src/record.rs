@@ -1,9 +1,11 @@
 //! The ledger record in metadata, and what its owner keeps of it once it is closed. Plain data with private invariants; the
 //! stored form (protobuf, version first) is in this file too, so that one file owns the format.
 
+use crate::mutant::{Mutant, active};
 use crate::quorum::{QuorumSpec, SlotSet};
 use crate::rpc::BookieRef;
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
+use geminga_common::metadata::{Compare, Op, Revision, Txn};
 use std::sync::Arc;
 
 mod stored;
@@ -176,9 +178,33 @@ pub fn close_repair(repair: &[RepairRange], last: Option<EntryId>) -> Vec<Repair
 }
 
 impl LedgerRecord {
+    /// The transaction that puts this record over the one read at revision `over`; every change of a record is one.
+    #[must_use]
+    pub fn replacing(&self, key: String, over: Revision) -> Txn {
+        let unchanged = Compare::ModRevision(key.clone(), over);
+        let compares = if active(Mutant::StaleWriter) { Vec::new() } else { vec![unchanged] };
+        Txn { compares, ops: vec![Op::put(key, self.encode())] }
+    }
+
     /// Where its entries are.
     #[must_use]
     pub fn view(&self) -> crate::ledgers::LedgerView {
         crate::ledgers::LedgerView { id: self.id, quorum: self.quorum, fragments: self.fragments.clone() }
+    }
+}
+
+#[cfg(test)]
+impl LedgerRecord {
+    /// The same record with slots renamed: `to[i]` is the new number of slot i.
+    pub(crate) fn permuted(&self, to: &[u32]) -> Self {
+        let mut next = self.clone();
+        for (fragment, before) in next.fragments.iter_mut().zip(&self.fragments) {
+            for (at, slot) in to.iter().enumerate() {
+                fragment.ensemble[*slot as usize].clone_from(&before.ensemble[at]);
+            }
+        }
+        next.repair.iter_mut().for_each(|range| range.slot = to[range.slot as usize]);
+        next.repair.sort_by_key(|range| (range.slot, range.first, range.last));
+        next
     }
 }

@@ -29,7 +29,7 @@ impl fmt::Display for BookieRef {
 }
 
 /// Entries for one ledger, ids rising. Acknowledged as a whole, once every entry, the term and the attributes are durable.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Add {
     /// The ledger.
     pub ledger: LedgerId,
@@ -46,7 +46,7 @@ pub struct Add {
 }
 
 /// Why an add was not stored, or may not have been.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum AddError {
     /// A recoverer with a higher term has been here: this writer is over.
     #[error("fenced by term {0}")]
@@ -102,7 +102,7 @@ pub enum ReadClass {
 }
 
 /// A range read: the longest contiguous run from `first`, up to `last` and `bytes_max` (at least one entry).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Read {
     /// The ledger.
     pub ledger: LedgerId,
@@ -142,7 +142,7 @@ pub enum Doubt {
 }
 
 /// The answer to a read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ReadAnswer {
     /// A run of entries from the first id wanted on; never empty. The run may be shorter than asked for.
     Found(Vec<Entry>),
@@ -162,7 +162,7 @@ pub struct IdRange {
 }
 
 /// What a bookie holds of a ledger's tail, answered after it durably refuses lower terms.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Tail {
     /// Highest LAC this bookie was told.
     pub lac: Option<EntryId>,
@@ -180,7 +180,7 @@ pub struct Tail {
 }
 
 /// Why a control call did not succeed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum ControlError {
     /// Another recoverer is ahead.
     #[error("fenced by term {0}")]
@@ -288,7 +288,7 @@ pub trait BookieRpc: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), ControlError>>;
     /// Deletes a ledger whose tombstone is committed. Idempotent, durable when answered.
     fn delete(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<(), ControlError>>;
-    /// What the bookie knows of a ledger.
+    /// What the bookie knows of a ledger: durable when answered, so that a repair may count what is listed as held.
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>>;
     /// Has the bookie fetch what it lacks of a closed ledger. Copies are stored whatever the ledger's term is here, and change no
     /// term. May take seconds.

@@ -206,7 +206,7 @@ impl Bookie {
     /// A deleted ledger or a failed store.
     pub async fn presence(&self, ledger: LedgerId, ids: IdRange) -> Result<Presence, ControlError> {
         // What is visible may not be durable yet.
-        self.control(ledger, |done| Op::Settle { done }).await?;
+        self.control(ledger, |done| Op::Barrier { done }).await?;
         let look = move |core: &Core| (core.store.presence(ledger, ids), 0);
         let presence = self.of(ledger).ask(ReadClass::Repair, look).await;
         presence.unwrap_or(Err(ControlError::Unknown("shut down")))
@@ -274,7 +274,10 @@ impl Bookie {
     /// A deleted ledger or a failed store.
     pub async fn stat(&self, ledger: LedgerId) -> Result<LedgerStat, ControlError> {
         let stat = self.of(ledger).ask(ReadClass::Tail, move |core| (core.store.stat(ledger), 0)).await;
-        stat.unwrap_or(Err(ControlError::Unknown("shut down")))
+        let stat = stat.unwrap_or(Err(ControlError::Unknown("shut down")))?;
+        // What is visible may not be durable yet, and a repair that believed the list would count a copy that a crash takes back.
+        self.control(ledger, |done| Op::Barrier { done }).await?;
+        Ok(stat)
     }
 
     /// Flushes now, without waiting for size or age.

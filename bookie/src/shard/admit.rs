@@ -6,6 +6,7 @@ use crate::format::journal::Record;
 use crate::mutant::Mutant;
 use crate::space::Room;
 use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::mutant as protocol;
 use geminga_bookie_client::record::LedgerKind;
 use geminga_bookie_client::rpc::{Add, AddError};
 use geminga_common::clock::Mono;
@@ -22,6 +23,10 @@ enum Reserve {
 impl Shard {
     pub(crate) fn admit(&mut self, op: Op, now: Mono) -> Admitted {
         match self.status {
+            // What it holds came from the disk: nothing is admitted any more.
+            Status::DataLoss if let Op::Barrier { done } = op => {
+                return Admitted::Answered((Done::Control(done), Ok(())));
+            }
             Status::Failed | Status::DataLoss => return Admitted::Answered(op.refuse(AddError::Failed)),
             Status::DiskFull if matches!(op, Op::Add { .. }) => {
                 return Admitted::Answered(op.refuse(AddError::DiskFull));
@@ -30,13 +35,19 @@ impl Shard {
         }
         match op {
             Op::Add { .. } => self.admit_add(op, now),
-            Op::Settle { done } => self.queue(Done::Control(done)),
+            Op::Barrier { done } if self.config.has(Mutant::ListedEarly) => {
+                Admitted::Answered((Done::Control(done), Ok(())))
+            }
+            Op::Barrier { done } => self.queue(Done::Control(done)),
             Op::Watermark { to, done } => {
                 if Some(to) > self.dead_below {
                     self.dead_below = Some(to);
                     self.push(Record::Watermark { to });
                     self.dirty_since.get_or_insert(now);
                 }
+                self.queue(Done::Control(done))
+            }
+            Op::Fence { done, .. } if protocol::active(protocol::Mutant::FenceWithoutTerm) => {
                 self.queue(Done::Control(done))
             }
             Op::Fence { ledger, term, done } => match self.raise(ledger, term, now) {

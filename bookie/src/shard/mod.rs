@@ -78,8 +78,8 @@ pub(crate) enum Op {
         stored: Option<Stored>,
         done: AddDone,
     },
-    /// Answered when all that was admitted before is durable.
-    Settle {
+    /// Answered once everything admitted before it is durable.
+    Barrier {
         done: ControlDone,
     },
     Fence {
@@ -116,7 +116,7 @@ impl Op {
             Op::Fence { done, .. }
             | Op::Seal { done, .. }
             | Op::Delete { done, .. }
-            | Op::Settle { done }
+            | Op::Barrier { done }
             | Op::Watermark { done, .. } => (Done::Control(done), Err(error)),
         }
     }

@@ -110,6 +110,41 @@ fn a_duplicate_waits_for_the_first_copy_and_its_term() {
     assert_eq!(story.told(), [(6, Err(AddError::Conflict(EntryId(0))))]);
 }
 
+/// What `Stat` lists is told behind a barrier: a crash could still take back what is only visible.
+#[test]
+fn a_barrier_waits_for_what_was_admitted_before_it() {
+    let mut story = Story::new();
+    let barrier = |story: &mut Story, tag| {
+        let told = story.told.clone();
+        let tell = move |r: Result<(), ControlError>| {
+            told.lock().unwrap().push((tag, r.map_err(|_| AddError::Failed)));
+        };
+        if let Admitted::Answered(told) = story.shard.admit(Op::Barrier { done: Box::new(tell) }, Mono::ZERO)
+        {
+            answer(told);
+        }
+    };
+    barrier(&mut story, 1);
+    assert_eq!(story.told(), [(1, Ok(()))], "nothing to wait for");
+    story.add(2, 1, vec![entry(0, b"a")]);
+    barrier(&mut story, 3);
+    let first = story.shard.next_batch().unwrap();
+    barrier(&mut story, 4);
+    story.add(5, 1, vec![entry(1, b"b")]);
+    assert_eq!(story.told(), []);
+    story.written(first.head.seq, true);
+    assert_eq!(story.told(), [(2, Ok(())), (3, Ok(())), (4, Ok(()))]);
+    barrier(&mut story, 6);
+    let second = story.shard.next_batch().unwrap();
+    story.written(second.head.seq, false);
+    let unknown = Err(AddError::Unknown("journal write failed"));
+    assert_eq!(story.told(), [(5, unknown), (6, Err(AddError::Failed))]);
+    let mut lost = Story::new();
+    lost.shard.status = Status::DataLoss;
+    barrier(&mut lost, 7);
+    assert_eq!(lost.told(), [(7, Ok(()))], "all it holds came from the disk");
+}
+
 #[test]
 fn a_failed_write_ends_everything() {
     let mut story = Story::new();
@@ -160,7 +195,7 @@ fn reserves_let_recoveries_and_cursors_write_on_a_full_disk_and_end() {
         let add =
             Add { ledger: LedgerId(ledger), term: Term(term), lac: None, lafr: None, attributes, entries };
         let done: AddDone = Box::new(move |result| *tell.lock().unwrap() = Some(result));
-        match shard.admit(Op::Add { add, checked: Ok(()), stored: None, done }, Mono::ZERO) {
+        match shard.admit(Op::Add { add, copies: false, checked: Ok(()), stored: None, done }, Mono::ZERO) {
             Admitted::Answered(told) => answer(told),
             other => assert!(matches!(other, Admitted::Queued)),
         }

@@ -16,7 +16,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::metadata::keys::Keys;
-use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Revision, Txn, TxnOutcome};
+use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Revision, TxnOutcome};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use parking_lot::Mutex;
@@ -90,11 +90,7 @@ impl Inner {
         over: Revision,
     ) -> Result<ChangeOutcome, MetaError> {
         let key = self.keys.ledger(record.id);
-        let txn = Txn {
-            compares: vec![Compare::ModRevision(key.clone(), over)],
-            ops: vec![Op::put(key, record.encode())],
-        };
-        let unknown = match self.meta.txn(txn).await {
+        let unknown = match self.meta.txn(record.replacing(key, over)).await {
             Ok(TxnOutcome::Committed(revision)) => return Ok(ChangeOutcome::Committed(revision)),
             Ok(TxnOutcome::CompareFailed) => None,
             Err(error @ MetaError::Unknown(_)) => Some(error),

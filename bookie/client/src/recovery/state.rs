@@ -194,9 +194,10 @@ impl State {
             reply: if bookie.is_some() { Reply::Waiting } else { Reply::Vacant },
             unreadable: BTreeSet::new(),
         };
+        let from = if active(Mutant::RecoverFromBelow) { EntryId(0) } else { fragment.first };
         for (slot, to) in (0..).zip(&fragment.ensemble) {
             if let Some(to) = to.clone() {
-                out.push(Effect::Fence { slot, to, from: fragment.first });
+                out.push(Effect::Fence { slot, to, from });
             }
         }
         Self {
@@ -430,7 +431,7 @@ impl State {
         let waiting = silent(|reply| *reply == Reply::Waiting);
         let unknown = silent(|reply| matches!(reply, Reply::Waiting | Reply::Unknown));
         let exhausted = waiting.is_empty() || self.deadline_over;
-        if !(waiting.is_empty() || self.patience_over) {
+        if !(waiting.is_empty() || self.patience_over && !active(Mutant::WaitForAll)) {
             return;
         }
         if !self.record.quorum.covered(unknown) {
@@ -439,7 +440,9 @@ impl State {
             }
             return;
         }
-        self.base_end = self.record.last_fragment().first.max(self.lac.map_or(EntryId(0), EntryId::next));
+        let known = self.lac.map_or(EntryId(0), EntryId::next);
+        let floor = self.record.last_fragment().first;
+        self.base_end = if active(Mutant::RecoverFromBelow) { known } else { known.max(floor) };
         let mut id = self.base_end;
         loop {
             if self.known.contains_key(&id) {
@@ -603,5 +606,36 @@ impl State {
             }
         }
         close_repair(&repair, self.end.previous())
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// The same state with slots renamed: `to[i]` is the new number of slot i. For the exploration, which merges such states.
+    pub(crate) fn permuted(&self, to: &[u32]) -> Self {
+        let set = |slots: SlotSet| -> SlotSet { slots.iter().map(|s| to[s as usize]).collect() };
+        let writing = |w: &Writing| {
+            let mut next = w.clone();
+            for (at, slot) in to.iter().map(|slot| *slot as usize).enumerate() {
+                next.ensemble[slot].clone_from(&w.ensemble[at]);
+                next.generations[slot] = w.generations[at];
+                next.outstanding[slot] = w.outstanding[at];
+            }
+            next.acked.iter_mut().for_each(|acked| *acked = set(*acked));
+            next.given_up = set(w.given_up);
+            next
+        };
+        let mut next = self.clone();
+        for (at, slot) in to.iter().enumerate() {
+            next.members[*slot as usize] = self.members[at].clone();
+        }
+        next.record = self.record.permuted(to);
+        next.phase = match &self.phase {
+            Phase::Reading { slot, first } => Phase::Reading { slot: to[*slot as usize], first: *first },
+            Phase::Placing(slots, w) => Phase::Placing(set(*slots), writing(w)),
+            Phase::Writing(w) => Phase::Writing(writing(w)),
+            other => other.clone(),
+        };
+        next
     }
 }

@@ -13,6 +13,7 @@
 use super::invariants;
 use crate::entry::Entry;
 use crate::ledgers::{AppendError, NewEntry};
+use crate::mutant::{Mutant, active};
 use crate::quorum::{AckSet, QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerRecord, LedgerState, RepairRange, close_repair};
 use crate::rpc::{AddError, BookieRef};
@@ -244,6 +245,12 @@ impl State {
         self.change.is_some()
     }
 
+    /// Whether what is acknowledged and yet missing on some slot is within its limit (I16).
+    #[must_use]
+    pub fn lag_is_bounded(&self) -> bool {
+        self.bytes_lagging <= self.limits.lag_bytes_max
+    }
+
     /// The slots without a bookie.
     #[must_use]
     pub fn vacant(&self) -> SlotSet {
@@ -460,7 +467,7 @@ impl State {
                 self.acked_end = self.acked_end.next();
             }
         }
-        let vacant = self.vacant();
+        let vacant = if active(Mutant::WindowFromLafr) { SlotSet::EMPTY } else { self.vacant() };
         while self.full_end < self.acked_end {
             let Some(head) = self.pending.front() else { break };
             if !self.quorum.write_set(head.entry.id).minus(vacant).minus(head.acked).is_empty() {
@@ -472,6 +479,7 @@ impl State {
         }
         if self.bytes_lagging > self.limits.lag_bytes_max
             && self.change.is_none()
+            && !active(Mutant::LagUnbounded)
             && let Some(head) = self.pending.front()
         {
             let lagging = self.quorum.write_set(head.entry.id).minus(vacant).minus(head.acked);
@@ -596,5 +604,36 @@ impl State {
         if self.status == Status::Open {
             self.status = Status::Failed(error);
         }
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// The same state with slots renamed: `to[i]` is the new number of slot i. For the exploration, which merges such states.
+    pub(crate) fn permuted(&self, to: &[u32]) -> Self {
+        let set = |slots: SlotSet| -> SlotSet { slots.iter().map(|s| to[s as usize]).collect() };
+        let mut next = self.clone();
+        for (at, slot) in self.slots.iter().enumerate() {
+            next.slots[to[at] as usize] = slot.clone();
+        }
+        next.pending.iter_mut().for_each(|p| p.acked = set(p.acked));
+        next.failed = set(self.failed);
+        next.record = self.record.permuted(to);
+        next.change = self.change.clone().map(|change| match change {
+            Change::Placing(slots) => Change::Placing(set(slots)),
+            Change::Committing { fragments, repair, replaced } => {
+                let planned = LedgerRecord { fragments, repair, ..self.record.clone() }.permuted(to);
+                let LedgerRecord { fragments, repair, .. } = planned;
+                Change::Committing { fragments, repair, replaced: set(replaced) }
+            }
+        });
+        next
+    }
+
+    /// What distinguishes a slot from the others.
+    pub(crate) fn of_slot(&self, slot: u32) -> (u32, bool, bool, bool, Vec<bool>) {
+        let s = &self.slots[slot as usize];
+        let acked = self.pending.iter().map(|p| p.acked.contains(slot)).collect();
+        (s.generation, s.introduced, s.bookie.is_some(), self.failed.contains(slot), acked)
     }
 }

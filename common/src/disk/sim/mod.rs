@@ -142,6 +142,11 @@ impl SimDisk {
         self.state.lock().faults.sync_error_in = Some(n);
     }
 
+    /// Takes a failure back that [`SimDisk::fail_sync_in`] announced and that has not struck yet.
+    pub fn disarm(&self) {
+        self.state.lock().faults.sync_error_in = None;
+    }
+
     /// Syncs and direct writes say they are done and do nothing.
     pub fn lie(&self, lying: bool) {
         self.state.lock().faults.lying_sync = lying;

@@ -1,0 +1,96 @@
+//! The museum in SIM0: every mutant is caught, and by a promise rather than by chance. `GEMINGA_MUSEUM_RUNS=10` prints the table of the
+//! room's README: median of the seeds it took, over that many base seeds.
+
+use crate::run;
+use geminga_bookie::mutant::Mutant as StoreMutant;
+use geminga_bookie_client::mutant::{self, Mutant};
+use std::cell::Cell;
+
+thread_local! {
+    static STORE: Cell<Option<StoreMutant>> = const { Cell::new(None) };
+}
+
+/// The store's defect that is back, on this thread.
+pub(crate) fn store_mutant() -> Option<StoreMutant> {
+    STORE.get()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Back {
+    Protocol(Mutant),
+    Store(StoreMutant),
+}
+
+/// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
+const MUSEUM: [(&str, Back, u64, &[&str]); 19] = [
+    ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
+    ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
+    ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
+    ("3", Back::Store(StoreMutant::AmnesiacNotFound), 4000, &["I7"]),
+    ("4", Back::Protocol(Mutant::WaitForAll), 2000, &["I20"]),
+    ("5", Back::Store(StoreMutant::UnreadableNotFound), 6000, &["I7", "S1"]),
+    ("6", Back::Store(StoreMutant::FenceLost), 2000, &["I5", "I2"]),
+    ("7", Back::Protocol(Mutant::StaleWriter), 2000, &["I3", "I12", "I10", "I2"]),
+    ("8", Back::Store(StoreMutant::TombstoneForgotten), 4000, &["I7", "I5", "I2", "I14"]),
+    ("9", Back::Store(StoreMutant::UnparsedCollected), 8000, &["I7", "S1"]),
+    ("11", Back::Store(StoreMutant::BadRecordSkipped), 6000, &["I7", "I5", "S9"]),
+    ("15", Back::Store(StoreMutant::IdentityMissingOk), 4000, &["I7", "I5", "b"]),
+    ("26", Back::Protocol(Mutant::LagUnbounded), 2000, &["I16"]),
+    ("38", Back::Store(StoreMutant::SyncRetried), 6000, &["I7", "S9"]),
+    ("39", Back::Store(StoreMutant::ChecksumTruncates), 6000, &["I7", "I5"]),
+    ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
+    ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
+    ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
+    ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),
+];
+
+fn set(back: Option<Back>) {
+    mutant::set(match back {
+        Some(Back::Protocol(mutant)) => Some(mutant),
+        _ => None,
+    });
+    STORE.set(match back {
+        Some(Back::Store(mutant)) => Some(mutant),
+        _ => None,
+    });
+}
+
+/// Seeds until it is caught, and what it broke.
+fn caught(back: Back, base: u64, most: u64) -> Option<(u64, String)> {
+    set(Some(back));
+    let found = (0..most).find_map(|n| run::seed(base + n, false).broken.map(|broken| (n + 1, broken)));
+    set(None);
+    found
+}
+
+#[test]
+fn every_mutant_is_caught() {
+    let runs = std::env::var("GEMINGA_MUSEUM_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_u64);
+    let only = std::env::var("GEMINGA_MUSEUM_ONLY").ok();
+    let mut missed = Vec::new();
+    for (number, back, most, promises) in MUSEUM {
+        if only.as_ref().is_some_and(|only| !format!("{back:?}").contains(only.as_str())) {
+            continue;
+        }
+        let mut counts = Vec::new();
+        let mut example = String::new();
+        for run in 0..runs {
+            match caught(back, 1_000_000 * (run + 1), most) {
+                Some((seeds, broken)) => {
+                    if !promises.iter().any(|p| broken.starts_with(p)) {
+                        missed.push(format!("{back:?} is caught by the wrong promise: {broken}"));
+                    }
+                    counts.push(seeds);
+                    example = broken;
+                }
+                None => missed
+                    .push(format!("{back:?} is not caught in {most} seeds from {}", 1_000_000 * (run + 1))),
+            }
+        }
+        counts.sort_unstable();
+        let median = counts.get(counts.len() / 2);
+        let text: String = example.chars().take(110).collect();
+        println!("| {number} | {back:?} | {median:?} | {:?} | {text} |", counts.last());
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
