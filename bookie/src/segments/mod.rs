@@ -72,6 +72,11 @@ pub(crate) fn path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("{id:016x}.seg"))
 }
 
+/// The id in the name of a segment's file.
+pub(crate) fn id_of(name: &str) -> Option<u64> {
+    name.strip_suffix(".seg").and_then(|id| u64::from_str_radix(id, 16).ok())
+}
+
 impl Segment {
     /// A segment whose file may be unreadable: that shows when it is asked.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path, row: SegmentRow) -> Self {

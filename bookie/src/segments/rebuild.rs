@@ -1,6 +1,6 @@
 //! What segments tell of themselves, for a store whose manifest is lost. Nothing of it proves absence.
 
-use super::{SegmentRow, path};
+use super::{SegmentRow, id_of, path};
 use crate::format::row::LedgerRow;
 use crate::format::segment::{Footer, TRAILER, footer_len};
 use crate::manifest::Content;
@@ -15,9 +15,7 @@ pub(crate) fn rebuild(disk: &dyn Disk, dir: &Path) -> io::Result<Content> {
     let mut content = Content { mark: 1, next_segment: 1, ..Content::default() };
     let mut ledgers: BTreeMap<LedgerId, LedgerRow> = BTreeMap::new();
     for name in disk.list(dir)? {
-        let Some(id) = name.strip_suffix(".seg").and_then(|id| u64::from_str_radix(id, 16).ok()) else {
-            continue;
-        };
+        let Some(id) = id_of(&name) else { continue };
         content.next_segment = content.next_segment.max(id + 2);
         let Some((row, footer)) = read(disk, dir, id) else {
             tracing::warn!(name, "a segment's footer does not check: what it holds cannot be told");

@@ -10,7 +10,7 @@ use super::{Counts, Locks, Store};
 use crate::format::identity::{Format, FormatError, Identity};
 use crate::manifest::{Content, Manifest, ManifestError};
 use crate::mutant::Mutant;
-use crate::segments::{BlockCache, SegmentSet, rebuild};
+use crate::segments::{self, BlockCache, SegmentSet, rebuild};
 use crate::shard::{JournalFile, Ledger, Shard, Status};
 use crate::{Config, ConfigError, journal};
 use geminga_common::clock::Clock;
@@ -130,11 +130,16 @@ fn try_open(
         }
     }
     let format = opening.format()?;
-    let identities = opening.identities(&format)?;
+    let mut identities = opening.identities(&format)?;
+    let each = opening.places.iter().zip(&mut identities);
+    let manifests: Vec<_> =
+        each.map(|(place, identity)| manifest(&**disk, place, identity)).collect::<Result<_, _>>()?;
+    opening.catch_up(&mut identities)?;
     let mut stores = Vec::new();
-    for (place, identity) in opening.places.iter().zip(identities) {
+    for ((place, identity), known) in opening.places.iter().zip(identities).zip(manifests) {
         let context = (config.share(), disk.clone(), clock.clone());
-        stores.push(Store::open(context, place.clone(), format.store, identity, locks.clone())?);
+        let named = (place.clone(), format.store, identity);
+        stores.push(Store::open(context, named, known, locks.clone())?);
     }
     if stores.iter().any(|store| store.shard.lock().status == Status::DataLoss) {
         stores.iter().for_each(|store| store.shard.lock().status = Status::DataLoss);
@@ -233,29 +238,37 @@ impl Opening<'_> {
                 let mut rng = self.config.seed.map_or_else(Rng::from_system, |s| Rng::seeded(s ^ 1));
                 Incarnation(rng.next_u64() >> 1 | 1)
             });
-        // A start is counted in one shard after the other, and all are caught up before the next is: a crash leaves some one behind, and
-        // one that is further behind went back in time.
+        // One that is further behind than a crash leaves it went back in time.
         let latest = found.iter().flatten().map(|identity| identity.boot).max().unwrap_or(0);
         let all = self.places.iter().zip(found).map(|(place, identity)| match identity {
             Some(identity) => {
-                let behind = latest - identity.boot;
-                let lost = identity.data_loss || identity.incarnation != incarnation || behind > 1;
-                let identity = Identity { data_loss: lost, incarnation, boot: latest, ..identity };
-                if behind > 0 {
-                    write_identity(self.disk, place, &identity)?;
-                }
-                Ok(identity)
+                let back = identity.boot + 1 < latest;
+                let lost = identity.data_loss || identity.incarnation != incarnation || back;
+                Identity { data_loss: lost, incarnation, ..identity }
             }
-            None => Ok(Identity {
+            None => Identity {
                 store: format.store,
                 incarnation,
                 boot: 1 << 20,
                 data_loss: true,
                 journaled: true,
                 shard: place.shard,
-            }),
+            },
         });
-        all.collect()
+        Ok(all.collect())
+    }
+
+    /// A start is counted in one shard after the other, and all are caught up before the next one is, so that a crash leaves none further
+    /// behind than one. All have a manifest by now: one that has none although it was started has lost it.
+    fn catch_up(&self, identities: &mut [Identity]) -> io::Result<()> {
+        let latest = identities.iter().map(|identity| identity.boot).max().unwrap_or(0);
+        for (place, identity) in self.places.iter().zip(identities) {
+            if identity.boot < latest {
+                identity.boot = latest;
+                write_identity(self.disk, place, identity)?;
+            }
+        }
+        Ok(())
     }
 
     fn identity(&self, place: &Place, format: &Format) -> io::Result<Option<Identity>> {
@@ -323,12 +336,10 @@ type Context = (Arc<Config>, Arc<dyn Disk>, Arc<dyn Clock>);
 impl Store {
     fn open(
         (config, disk, clock): Context,
-        place: Place,
-        id: u64,
-        mut identity: Identity,
+        (place, id, mut identity): (Place, u64, Identity),
+        (manifest, content): (Option<Manifest>, Content),
         locks: Locks,
     ) -> Result<Self, OpenError> {
-        let (manifest, content) = manifest(&*disk, &place, &mut identity)?;
         identity.boot += 1;
         write_identity(&*disk, &place, &identity)?;
         let replay = journal::replay(&*disk, &place, id, (content.mark, content.durable), &config)?;
@@ -436,8 +447,7 @@ impl Store {
         let listed = |id: u64| content.segments.iter().any(|row| row.id == id);
         let mut useless = content.forgotten.clone();
         for name in self.disk.list(&self.segment_dir)? {
-            let id = name.strip_suffix(".seg").and_then(|id| u64::from_str_radix(id, 16).ok());
-            match id {
+            match segments::id_of(&name) {
                 Some(id) if listed(id) || useless.contains(&id) => {}
                 Some(id) if id >= next || self.config.has(Mutant::UnlistedRemoved) => useless.push(id),
                 _ => {

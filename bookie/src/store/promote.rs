@@ -10,6 +10,7 @@ use crate::Config;
 use crate::format::identity::Identity;
 use crate::manifest::{Change, Manifest};
 use crate::mutant::Mutant;
+use crate::segments;
 use crate::shard::Status;
 use geminga_common::clock::Clock;
 use geminga_common::disk::Disk;
@@ -55,6 +56,9 @@ impl Store {
     /// Makes what can be read of a damaged store sound, without its journal.
     fn settle(&self) -> io::Result<()> {
         let dir = &self.place.data_dir;
+        // What a promotion before this one left unfinished, or a manifest that went back in time does not know, keeps its id and stays.
+        let taken = self.disk.list(&self.segment_dir)?.iter().filter_map(|name| segments::id_of(name)).max();
+        self.next_segment.fetch_max(taken.map_or(1, |id| id + 1), Ordering::Relaxed);
         let rebuilt = self.manifest.lock().is_none();
         if rebuilt {
             let path = dir.join("manifest.redb");

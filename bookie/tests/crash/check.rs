@@ -1,6 +1,7 @@
 //! What must hold after a crash: acked ⊆ recovered ⊆ issued, byte for byte; fences, seals and deletions kept; absence claimed only
 //! where it is true.
 
+use crate::sites::on;
 use crate::workload::{Asked, What, clock, entry};
 use geminga_bookie::steps::Steps;
 use geminga_bookie::{Config, Health, OpenError};
@@ -88,7 +89,7 @@ pub(crate) enum Excuse {
 }
 
 pub(crate) fn open(disk: &SimDisk, config: &Config) -> Result<Steps, OpenError> {
-    Steps::open(config.clone(), Arc::new(disk.clone()), clock())
+    Steps::open(config.clone(), on(disk), clock())
 }
 
 fn read(steps: &Steps, ledger: u64, id: u64) -> ReadAnswer {

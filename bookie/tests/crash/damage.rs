@@ -2,6 +2,7 @@
 
 use crate::check::{Excuse, Expected, check, contents, open};
 use crate::crashes::go_on;
+use crate::sites::on;
 use crate::workload::clock;
 use crate::{Fault, Recorded, Report, record};
 use geminga_bookie::steps::Steps;
@@ -11,7 +12,6 @@ use geminga_common::disk::sim::{Crash, SimDisk};
 use geminga_common::ids::Incarnation;
 use geminga_common::rng::Rng;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Bytes at the end of a segment that are surely its footer: the trailer, one run, one block.
 const FOOTER: u64 = 88;
@@ -121,7 +121,7 @@ fn keep_house(mut steps: Steps, disk: &SimDisk, run: &Recorded, expected: &Expec
 
 /// A new incarnation serves, and what is read of it is right.
 pub(crate) fn promoted(disk: &SimDisk, run: &Recorded, before: Incarnation) -> Vec<String> {
-    let after = match promote(run.config.clone(), Arc::new(disk.clone()), clock()) {
+    let after = match promote(run.config.clone(), on(disk), clock()) {
         Ok(after) => after,
         Err(error) => return vec![format!("is not promoted: {error}")],
     };

@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test
 
+mod ceremonies;
 mod check;
 mod crashes;
 mod damage;
 #[cfg(feature = "museum")]
 mod museum;
+mod sites;
 mod workload;
 
 use check::open;
@@ -188,6 +190,42 @@ fn workloads_reach_every_path() {
     for count in [rolled, recycled, flushed, deleted, full].into_iter().chain(kept.map(|n| n as usize)) {
         assert!(count > 0, "a path was never taken");
     }
+}
+
+#[test]
+fn no_crash_in_a_ceremony_does_harm() {
+    let mut report = Report::default();
+    for (config, seed) in [(config(), 3), (sharded(), 2)] {
+        ceremonies::ceremonies(&config, seed, &mut report);
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+    }
+    assert!(report.states > 500, "only {} states", report.states);
+    println!("crashes in ceremonies: {} states, violations 0", report.states);
+}
+
+/// Every line of the store that changes the disk is reached by what the enumerator crashes. `--nocapture` shows the list.
+#[test]
+fn every_call_of_the_disk_is_enumerated() {
+    let all = sites::all();
+    let seen = sites::seen(|| {
+        let mut report = Report::default();
+        for (config, seed) in [(config(), 3), (sharded(), 2)] {
+            ceremonies::ceremonies(&config, seed, &mut report);
+        }
+        for seed in 1..=8 {
+            let fault = if seed % 2 == 0 { Fault::Full(seed * 7) } else { Fault::None };
+            let run = record(&config(), seed, fault);
+            crashes(&run, seed, report.states + 200, &mut report);
+            if fault == Fault::None {
+                damage(&run, seed, 16, &mut report);
+            }
+        }
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+    });
+    let missed = sites::missed(&all, &seen);
+    all.iter().for_each(|((file, line), text)| println!("{file}:{line}: {text}"));
+    println!("{} lines change the disk, {} were not reached", all.len(), missed.len());
+    assert!(all.len() > 30 && missed.is_empty(), "not reached: {missed:#?}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Small seeded workloads over a store that is driven step by step, with everything that was asked and answered written down
 //! beside the disk's history.
 
+use crate::sites::on;
 use bytes::Bytes;
 use geminga_bookie::steps::Steps;
 use geminga_bookie::{Config, Figures};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
 use geminga_bookie_client::rpc::Add;
 use geminga_common::clock::{Clock, ManualClock};
-use geminga_common::disk::Disk;
 use geminga_common::disk::sim::SimDisk;
 use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, Term};
 use geminga_common::rng::Rng;
@@ -96,8 +96,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn new(disk: SimDisk, config: Config, seed: u64) -> Self {
-        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let steps = Steps::open(config.clone(), shared, clock()).unwrap();
+        let steps = Steps::open(config.clone(), on(&disk), clock()).unwrap();
         Self {
             disk,
             story: Story::default(),
@@ -174,7 +173,7 @@ impl Run {
         // The old store must let go of its lock first.
         let blank = SimDisk::new();
         self.steps = Steps::open(config.clone(), Arc::new(blank), clock()).unwrap();
-        self.steps = Steps::open(config, Arc::new(disk), clock()).unwrap();
+        self.steps = Steps::open(config, on(&disk), clock()).unwrap();
     }
 
     fn large(&mut self) {

@@ -43,8 +43,10 @@ impl RedbFile {
         unfinished.push(".new");
         let unfinished = PathBuf::from(unfinished);
         match disk.remove(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            // Gone for good before its name serves again: else a crash may rename what was left behind instead of what is written now.
+            Ok(()) => disk.sync_dir(path.parent().unwrap_or(Path::new(".")))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let file = disk.open(&unfinished, OpenMode::CreateNew)?;
         let backend = Self { path: unfinished.clone(), file: file.clone() };

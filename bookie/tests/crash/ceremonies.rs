@@ -1,0 +1,143 @@
+//! What happens to a store once: formatting, the step from the first format, a start on a full disk, promotion. Power may fail in
+//! the middle of each of them too.
+
+use crate::check::{Excuse, Expected, check, contents, open};
+use crate::crashes::go_on;
+use crate::damage::lose;
+use crate::sites::on;
+use crate::workload::clock;
+use crate::{Fault, Recorded, Report, record};
+use geminga_bookie::{Health, promote};
+use geminga_common::checksum::crc32c;
+use geminga_common::disk::sim::{Crash, SimDisk};
+use geminga_common::disk::{Disk as _, OpenMode};
+use geminga_common::rng::Rng;
+use std::path::Path;
+
+/// Crashes tried at one point, at most.
+const PER_POINT: usize = 8;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ceremony {
+    Format,
+    FromFirstFormat,
+    StartOnFullDisk,
+    /// Without this part; see [`lose`].
+    Promotion(u64),
+}
+
+/// Tries all ceremonies on the stores that a seed makes.
+pub(crate) fn ceremonies(config: &geminga_bookie::Config, seed: u64, report: &mut Report) {
+    let run = record(config, seed, Fault::None);
+    let first = (config.shards == 1).then_some(Ceremony::FromFirstFormat);
+    let all = [Ceremony::Format, Ceremony::StartOnFullDisk].into_iter().chain(first);
+    for ceremony in all.chain((0..5).map(Ceremony::Promotion)) {
+        enumerate(ceremony, &run, seed, report);
+        if !report.violations.is_empty() {
+            return;
+        }
+    }
+}
+
+fn enumerate(ceremony: Ceremony, run: &Recorded, seed: u64, report: &mut Report) {
+    let start = before(ceremony, run);
+    let disk = start.fork();
+    if ceremony == Ceremony::StartOnFullDisk {
+        disk.capacity(Some(disk.used()));
+    }
+    disk.record();
+    let good = match ceremony {
+        Ceremony::Promotion(_) => promote(run.config.clone(), on(&disk), clock()).map(drop),
+        _ => open(&disk, &run.config).map(drop),
+    };
+    if let Err(error) = good {
+        return report.add(&format!("seed {seed} {ceremony:?}"), vec![format!("does not work: {error}")]);
+    }
+    let mut history = disk.history(&start);
+    let mut rng = Rng::seeded(seed);
+    loop {
+        let mut all = history.crashes(2, seed);
+        while all.len() > PER_POINT {
+            all.swap_remove(2 + rng.below(all.len() as u64 - 2) as usize);
+        }
+        for crash in all {
+            let place = format!("seed {seed} {ceremony:?} change {} {crash:?}", history.position());
+            let found = after(ceremony, &history.disk(&crash), run, rng.next_u64());
+            *report.kinds.entry("ceremony").or_default() += 1;
+            report.add(&place, found);
+            if !report.violations.is_empty() {
+                return;
+            }
+        }
+        if !history.step() {
+            return;
+        }
+    }
+}
+
+/// The disk that a ceremony begins on.
+fn before(ceremony: Ceremony, run: &Recorded) -> SimDisk {
+    let calm = run.end.crash(&Crash::Kept);
+    match ceremony {
+        Ceremony::Format => SimDisk::new(),
+        Ceremony::StartOnFullDisk => calm,
+        Ceremony::FromFirstFormat => first_format(&calm),
+        Ceremony::Promotion(what) => {
+            lose(&calm, what);
+            calm
+        }
+    }
+}
+
+/// Opens after a crash in a ceremony: it is as if it had not begun, or had ended, or it is gone through again.
+fn after(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
+    let expected = match ceremony {
+        Ceremony::Format => Expected::default(),
+        Ceremony::Promotion(_) => Expected::issued(&run.story),
+        _ => Expected::at(&run.story, usize::MAX),
+    };
+    let mut steps = match open(disk, &run.config) {
+        Ok(steps) => steps,
+        Err(error) => return vec![format!("does not open: {error}")],
+    };
+    let mut found = match ceremony {
+        Ceremony::Promotion(_) => contents(&mut steps, &run.story),
+        _ => check(&mut steps, &expected, Excuse::Crash),
+    };
+    let lost = steps.health() == Health::DataLoss;
+    drop(steps);
+    if lost && let Err(error) = promote(run.config.clone(), on(disk), clock()) {
+        found.push(format!("is not promoted: {error}"));
+    }
+    if found.is_empty() && dice.is_multiple_of(4) { go_on(disk, run, &expected, dice) } else { found }
+}
+
+/// The same store as the first format has it: `FORMAT` without directories, `IDENTITY` without a shard.
+fn first_format(disk: &SimDisk) -> SimDisk {
+    let sealed = |mut bytes: Vec<u8>| {
+        let crc = crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    };
+    let replace = |path: &Path, bytes: &[u8]| {
+        disk.remove(path).unwrap();
+        let file = disk.open(path, OpenMode::CreateNew).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir(path.parent().unwrap()).unwrap();
+    };
+    for (path, _) in disk.files() {
+        let bytes = disk.bytes(&path).unwrap();
+        if path.ends_with("FORMAT") {
+            let mut old = bytes[..bytes.len() - 10].to_vec();
+            old[8..12].copy_from_slice(&1_u32.to_le_bytes());
+            replace(&path, &sealed(old));
+        } else if path.ends_with("IDENTITY") {
+            let mut old = bytes[..33].to_vec();
+            old[7] = b'1';
+            old[32] &= 1;
+            replace(&path, &sealed(old));
+        }
+    }
+    disk.crash(&Crash::Kept)
+}
