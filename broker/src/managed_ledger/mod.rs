@@ -12,11 +12,13 @@
 //! | `append` | queue, indexes, acknowledgements |
 //! | `change` | transactions on the topic record, one at a time: create, roll, close, trim, terminate, delete |
 //! | `commit` | one transaction to its known outcome |
+//! | `adopt` | what a repairer moved in the record: taken over by changes and by reads that fail |
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
 //! | `topic_ids` | ids of new topics, leased in blocks |
 
+mod adopt;
 mod append;
 pub mod cache;
 mod change;
@@ -96,6 +98,7 @@ enum EventKind {
     Fetched(read::Fetched),
     Points(Token, Result<Vec<ReadEntry>, ReadError>),
     Found(Token, Result<Option<Position>, ReadError>),
+    Seen(Arc<adopt::Seen>),
     /// Outputs are waiting.
     Wake,
 }
@@ -329,6 +332,9 @@ pub struct ManagedLedger {
     rng: Rng,
     state: State,
     revision: Revision,
+    /// Op id of our last write of the record.
+    written: u64,
+    looks: Arc<adopt::Looks>,
     life: Life,
     writer: Option<Box<dyn Writer>>,
     appends: append::Appends,
@@ -368,6 +374,8 @@ impl ManagedLedger {
             rng: Rng::from_system(),
             state: opened.state,
             revision: opened.revision,
+            written: opened.op_id,
+            looks: Arc::default(),
             life: Life::Alive,
             writer: None,
             appends: append::Appends::default(),
@@ -395,6 +403,7 @@ impl ManagedLedger {
                 let result = result.map_err(|e| self.or_trimmed(e));
                 out.push(Output::Found { token, result });
             }
+            EventKind::Seen(seen) => self.seen(&seen),
             EventKind::Wake => {}
         }
         self.advance();
