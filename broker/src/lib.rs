@@ -13,6 +13,7 @@
 //! | [`schema`] | schema registry | metadata |
 
 mod admin;
+mod bookies;
 mod broker;
 mod bundles;
 mod config;
@@ -20,6 +21,7 @@ pub mod cursor;
 pub mod dispatch;
 pub mod managed_ledger;
 pub mod namespace;
+mod repair_roll;
 pub mod rest;
 pub mod schema;
 mod service;

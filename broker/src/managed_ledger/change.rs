@@ -150,10 +150,15 @@ impl ManagedLedger {
 
     pub(super) fn age(&mut self) {
         let now = self.deps.clock.mono();
-        let due = self.state.idle(&self.deps.config, now) || self.state.roll_due(&self.deps.config, now);
+        let repair = self.repair_is_due(now);
+        let due =
+            repair || self.state.idle(&self.deps.config, now) || self.state.roll_due(&self.deps.config, now);
         let quiet = self.appends.queue_is_empty() && self.changes.jobs.is_empty();
         if due && quiet && self.life == Life::Alive && !self.roll_is_held_off() {
             self.changes.jobs.push_back(Job::Roll(None));
+            if repair {
+                self.rolls_for_repair(now);
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `commit` | one transaction to its known outcome |
 //! | `adopt` | what a repairer moved in the record: taken over by changes and by reads that fail |
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
+//! | `heal` | members that are gone are replaced without an append; ledgers that lack copies close early |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
 //! | `topic_ids` | ids of new topics, leased in blocks |
@@ -25,6 +26,7 @@ mod change;
 mod commit;
 mod config;
 mod find;
+mod heal;
 mod open;
 mod read;
 pub mod record;
@@ -79,6 +81,8 @@ pub struct Deps {
     pub owner_epoch: OwnerEpoch,
     /// Conditions that every transaction carries: the owner key still holds our value. Empty where nobody else can own.
     pub guard: Vec<Compare>,
+    /// Told when a deletion could not be finished: its tombstone stays for the sweep.
+    pub tombstones_left: Arc<tokio::sync::Notify>,
     /// Whether changes of the record may be begun now. While not, ledgers grow beyond their size instead of rolling.
     pub may_change: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -342,6 +346,7 @@ pub struct ManagedLedger {
     reads: read::Reads,
     cache: cache::TopicCache,
     next_token: u64,
+    repair_roll: crate::repair_roll::RepairRoll,
     counters: stats::Counters,
 }
 
@@ -383,6 +388,7 @@ impl ManagedLedger {
             reads: read::Reads::default(),
             cache,
             next_token: 0,
+            repair_roll: Default::default(),
             counters: stats::Counters::default(),
             deps,
         })

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod guard;
+mod heal;
 
 use super::*;
 use futures::future::BoxFuture;
@@ -114,6 +115,7 @@ impl Rig {
             config: Arc::new(config),
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),
+            tombstones_left: Arc::default(),
             may_change: Arc::new(|| true),
         };
         Self { deps, meta, clock, bookies }

@@ -51,6 +51,10 @@ pub(crate) struct Config {
     /// Life of the lease in milliseconds. Default 10 000, 3 000 to 120 000, and at least three of `metadata.call_timeout_ms`. A
     /// shorter one notices a dead broker sooner and a stalled one too.
     lease_ms: u64,
+    /// Milliseconds a bookie may be without its lease before open ledgers that have it look for another. Default 5 000, 0 to 600 000.
+    /// With a short one a bookie that restarts costs every such ledger a change of its ensemble; with a long one an idle topic
+    /// lacks a copy for longer. Topics that are published to notice by themselves.
+    bookie_grace_ms: u64,
     /// Copies of new ledgers: bookies of an ensemble, copies of an entry, copies that acknowledge. Default `3/3/2`. With fewer
     /// bookies than the first number copies are missing, and are made up for later; below the last nothing is acknowledged.
     quorum: String,
@@ -71,6 +75,7 @@ impl Default for Config {
             threads: 0,
             metadata: metadata::Settings::default(),
             lease_ms: 10_000,
+            bookie_grace_ms: 5_000,
             quorum: "3/3/2".to_owned(),
             service: geminga_broker::Config::default(),
         }
@@ -99,6 +104,11 @@ impl Config {
             (3_000..=120_000).contains(&self.lease_ms) && self.lease_ms >= 3 * self.metadata.call_timeout_ms,
             "GM-6004: lease_ms is {}; it must be 3000 to 120000 and at least three times metadata.call_timeout_ms",
             self.lease_ms
+        );
+        anyhow::ensure!(
+            self.bookie_grace_ms <= 600_000,
+            "GM-6004: bookie_grace_ms is {}; it must be 0 to 600000",
+            self.bookie_grace_ms
         );
         Ok(())
     }
@@ -176,7 +186,7 @@ async fn start_broker(
     let rpc = GrpcBookies::new(rpc, registry.resolve(), tasks.clone());
     let quorum = config.quorum()?;
     let placement =
-        ZonePlacement::new(registry, Some(rpc.health().clone()), quorum.write(), Rng::from_system());
+        ZonePlacement::new(registry.clone(), Some(rpc.health().clone()), quorum.write(), Rng::from_system());
     let ledgers = LedgerClient::new(Parts {
         placement: Arc::new(placement),
         rpc: Arc::new(rpc),
@@ -201,6 +211,7 @@ async fn start_broker(
         in_cluster: true,
     };
     let broker = Broker::start(config.service.clone(), deps).await.context("starting the broker")?;
+    broker.follow_bookies(&registry, Duration::from_millis(config.bookie_grace_ms));
     broker.serve(pulsar, http);
     Ok((broker, addresses))
 }
@@ -224,6 +235,8 @@ mod tests {
         }
         let lease = Config { lease_ms: 5_000, ..Config::default() };
         assert!(refused(lease).contains("lease_ms"));
+        let grace = Config { bookie_grace_ms: 600_001, ..Config::default() };
+        assert!(refused(grace).contains("bookie_grace_ms"));
         assert!(Config::default().validate().is_ok());
     }
 }

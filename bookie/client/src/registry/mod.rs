@@ -4,6 +4,7 @@
 //! are listed anew when a watch ends or says that it missed something, and every minute besides. While metadata is away the last
 //! picture stands: bookies do not die of it.
 
+pub mod absence;
 pub mod record;
 
 use geminga_common::ids::BookieId;
@@ -110,6 +111,12 @@ impl Registry {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
+    }
+
+    /// Tells of every new picture.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
     }
 
     /// Waits until the picture is as wanted; `None` when the registry has stopped.
