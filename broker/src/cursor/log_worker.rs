@@ -107,7 +107,9 @@ impl Worker {
                     break failed;
                 }
             }
-            let roll_at = self.repair_roll.due().map(|due| due.max(self.retry_at));
+            // A group on its way is waited for first: its end wakes.
+            let roll_at = self.repair_roll.due().filter(|_| self.group.is_none());
+            let roll_at = roll_at.map(|due| due.max(self.retry_at));
             let roll_in = roll_at.map(|at| at.saturating_sub(self.deps.clock.mono()));
             tokio::select! {
                 biased;
@@ -302,8 +304,12 @@ impl Worker {
     /// A ledger that lacks copies from before is given up for a snapshot, which has all of its own.
     async fn roll_for_repair(&mut self) -> Result<(), Failed> {
         let now = self.deps.clock.mono();
-        if self.writer.is_some() && self.repair_roll.is_due(now) && self.drop_due == 0 && now >= self.retry_at
-        {
+        if self.writer.is_none() || !self.repair_roll.is_due(now) || now < self.retry_at {
+            return Ok(());
+        }
+        // What cannot be dropped or rolled now sets the time of the next try.
+        self.drop_old().await?;
+        if self.drop_due == 0 {
             tracing::info!(bundle = %self.bundle, reason = "repair_due", "cursor log rolls early");
             if self.roll().await? {
                 self.repair_roll.rolled(self.deps.clock.mono());
