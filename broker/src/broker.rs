@@ -3,6 +3,7 @@
 //! Topics are loaded once: whoever asks while a topic is being opened waits for the same opening. Shutdown has phases: take no
 //! new connections, unload every topic (acks written, ledgers closed), end the connections.
 
+use crate::bookies::Sweeps;
 use crate::config::Config;
 use crate::cursor::{self, CursorLog};
 use crate::managed_ledger::{self as ml, CacheBudget, ManagedLedger};
@@ -41,14 +42,6 @@ pub(crate) const SERVER_VERSION: &str = "Pulsar Server Geminga-4.2.4";
 
 /// How often a creation is begun anew because its namespace or its partitioned parent was changed meanwhile.
 const CREATION_ATTEMPTS: usize = 32;
-/// Deletions that a stop or crash interrupted are taken up so long after the start, so many at most in a second, and again after
-/// a while when some could not be finished.
-const SWEEP_AFTER: Duration = Duration::from_secs(2);
-/// See [`SWEEP_AFTER`].
-const SWEEP_PAUSE: Duration = Duration::from_millis(10);
-/// See [`SWEEP_AFTER`].
-const SWEEP_AGAIN: Duration = Duration::from_secs(600);
-
 type Loading = Shared<BoxFuture<'static, Result<TopicHandle, TopicError>>>;
 
 enum Slot {
@@ -147,6 +140,7 @@ pub struct Broker {
     in_cluster: bool,
     repair: Option<crate::repair::Means>,
     repair_status: Arc<crate::repair::Status>,
+    pub(crate) sweeps: Sweeps,
 }
 
 /// Where a broker is reached.
@@ -217,6 +211,7 @@ impl Broker {
             in_cluster: deps.in_cluster,
             repair: deps.repair,
             repair_status: Arc::default(),
+            sweeps: Sweeps::default(),
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
@@ -239,7 +234,7 @@ impl Broker {
 
     /// Serves clients and REST on bound listeners.
     pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
-        self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, sweep(self.clone()));
+        self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, crate::bookies::sweep(self.clone()));
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         if let Some(means) = &self.repair {
             let deps = crate::repair::Deps {
@@ -489,7 +484,7 @@ impl Broker {
         Err(TopicError::Metadata("the topic's namespace keeps changing; try again".to_owned()))
     }
 
-    fn ledger_deps(&self, owner_epoch: OwnerEpoch, guard: Vec<Compare>) -> ml::Deps {
+    pub(crate) fn ledger_deps(&self, owner_epoch: OwnerEpoch, guard: Vec<Compare>) -> ml::Deps {
         let session = self.session.clone();
         ml::Deps {
             ledgers: self.ledgers.clone(),
@@ -509,6 +504,7 @@ impl Broker {
             }),
             owner_epoch,
             guard,
+            tombstones_left: self.sweeps.left.clone(),
             may_change: Arc::new(move || session.standing() == Standing::Held),
         }
     }
@@ -537,6 +533,7 @@ impl Broker {
             rng: Arc::new(Mutex::new(Rng::from_system())),
             guard: grant.guard.clone(),
             owner_epoch: grant.epoch,
+            tombstones_left: self.sweeps.left.clone(),
             tombstone: ml::record::encode_tombstone,
             config: cursor::Config {
                 ledger_bytes_max: self.config.cursor_ledger_size.0,
@@ -700,31 +697,6 @@ impl Broker {
         let ms = u64::try_from(kept.time_minutes).ok().map(|minutes| minutes * 60_000);
         let bytes = u64::try_from(kept.size_mb).ok().map(|mb| mb << 20);
         ml::Retention { time_ms: ms, size_bytes: bytes }
-    }
-}
-
-/// Finishes deletions that were begun before this start.
-async fn sweep(broker: Arc<Broker>) {
-    // A tombstone stands for itself, whoever owned the topic: deleting what it names needs no ownership.
-    let (deps, stop) = (broker.ledger_deps(OwnerEpoch(0), Vec::new()), broker.tasks.token());
-    let mut wait = SWEEP_AFTER;
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
-        wait = match ml::sweep_tombstones(&deps, SWEEP_PAUSE).await {
-            Ok(0) => return,
-            Ok(left) => {
-                tracing::info!(left, "deleted ledgers wait for their bookies");
-                SWEEP_AGAIN
-            }
-            Err(error) => {
-                tracing::warn!(%error, "deleted ledgers cannot be listed; tried again later");
-                SWEEP_AGAIN
-            }
-        };
     }
 }
 

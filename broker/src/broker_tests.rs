@@ -20,8 +20,12 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::over(1)
+    }
+
+    fn over(bookies: usize) -> Self {
         let store = Arc::new(MemoryStore::new(SystemClock::shared()));
-        Self { store, bookies: MemoryBookies::new(1), tasks: TaskGroup::new() }
+        Self { store, bookies: MemoryBookies::new(bookies), tasks: TaskGroup::new() }
     }
 
     async fn broker(&self) -> Arc<Broker> {
@@ -31,7 +35,7 @@ impl Rig {
             meta: self.store.clone(),
             keys: Keys::new(&config.cluster),
             placement: Arc::new(StaticPlacement::new(self.bookies.refs())),
-            quorum: QuorumSpec::SINGLE,
+            quorum: if self.bookies.refs().len() > 1 { two() } else { QuorumSpec::SINGLE },
             limits: Default::default(),
             recovery: Default::default(),
             rng: Rng::seeded(1),
@@ -40,6 +44,11 @@ impl Rig {
         let deps = Deps::alone(self.store.clone(), Arc::new(ledgers), &self.tasks, "127.0.0.1:1").await;
         Broker::start(config, deps).await.expect("an empty store")
     }
+}
+
+/// Two copies, of which one acknowledges.
+fn two() -> QuorumSpec {
+    QuorumSpec::new(2, 2, 1).expect("a quorum")
 }
 
 #[tokio::test]
@@ -88,4 +97,95 @@ async fn first_use_makes_no_topic_in_a_namespace_that_is_going() {
     let refused = broker.open(&name, true).await.err();
     assert!(matches!(refused, Some(TopicError::NamespaceNotFound(_))), "{refused:?}");
     assert!(rig.store.get(&broker.keys.topic(&name)).await.expect("readable").is_none());
+}
+
+async fn put(rig: &Rig, ops: Vec<Op>) {
+    rig.store.txn(Txn { compares: Vec::new(), ops }).await.expect("written");
+}
+
+/// A bookie without a lease is replaced in the open ledger of an idle topic, and its return lets deletions go on. Until then a
+/// broker does nothing on its own.
+#[tokio::test]
+async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
+    use geminga_bookie_client::record::LedgerRecord;
+    use geminga_bookie_client::registry::Registry;
+    use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
+    let rig = Rig::over(3);
+    let broker = rig.broker().await;
+    let live = |bookie: &geminga_bookie_client::rpc::BookieRef| {
+        let live = LiveRecord { incarnation: bookie.incarnation, address: "h:1".into(), process: 1 };
+        Op::put(broker.keys.live_bookie(&bookie.id), live.encode())
+    };
+    let bookies = rig.bookies.refs();
+    for bookie in &bookies {
+        let record = BookieRecord {
+            incarnation: bookie.incarnation,
+            boot: 1,
+            address: "h:1".into(),
+            labels: Labels::default(),
+            state: NodeState::ReadWrite,
+            capacity_bytes: 1,
+        };
+        put(&rig, vec![Op::put(broker.keys.bookie(&bookie.id), record.encode()), live(bookie)]).await;
+    }
+    let registry =
+        Registry::start(rig.store.clone(), (*broker.keys).clone(), &rig.tasks).await.expect("listed");
+    broker.follow_bookies(&registry, Duration::from_millis(300));
+    let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    broker.serve(any().await, any().await);
+    broker.namespaces.bootstrap().await.expect("namespaces");
+    let name = TopicName::parse("persistent://public/default/idle").expect("a name");
+    let grant = broker.grant(&name).await.expect("granted");
+    let log = broker.cursor_log_under(&grant).await.expect("opened");
+    let image = cursor::record::CursorImage {
+        acked: cursor::Acked::below(geminga_common::ids::Position::new(LedgerId(0), EntryId(0))),
+        ack_properties: Vec::new(),
+        properties: Default::default(),
+        created_ms: 1,
+        replicated: false,
+    };
+    let subscription = geminga_common::names::SubscriptionName::parse("s").expect("a name");
+    log.create(TopicId(1), subscription, image).await.expect("durable");
+    let members = async || {
+        let records = rig.store.list(&broker.keys.ledgers_prefix(), None, 10).await.expect("listed");
+        let record = records.first().map(|r| LedgerRecord::decode(&r.value).expect("a record"))?;
+        record.last_fragment().ensemble[0].clone()
+    };
+    let until = async |wanted: Option<&geminga_bookie_client::rpc::BookieRef>| {
+        for _ in 0..500 {
+            if members().await.as_ref() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{:?} instead of {wanted:?}", members().await);
+    };
+    until(Some(&bookies[0])).await;
+    // Its lease goes, and it is dead; nothing is published.
+    rig.bookies.faults(&bookies[0].id, |f| f.down = true);
+    put(&rig, vec![Op::delete(broker.keys.live_bookie(&bookies[0].id))]).await;
+    until(Some(&bookies[2])).await;
+    // A deletion that waits for it goes on when it is back.
+    let gone = ClosedLedger {
+        id: LedgerId(7),
+        last: Some(EntryId(0)),
+        length: 100,
+        term: Term(1),
+        quorum: QuorumSpec::SINGLE,
+        fragments: vec![Fragment { first: EntryId(0), ensemble: vec![Some(bookies[0].clone())] }],
+        repair: Vec::new(),
+    };
+    let key = broker.keys.tombstone(gone.id);
+    put(&rig, vec![Op::put(key.clone(), ml::record::encode_tombstone(&gone, TopicId(1), 1))]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(rig.store.get(&key).await.expect("readable").is_some(), "out of reach is not gone");
+    rig.bookies.faults(&bookies[0].id, |f| f.down = false);
+    put(&rig, vec![live(&bookies[0])]).await;
+    for _ in 0..500 {
+        if rig.store.get(&key).await.expect("readable").is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the tombstone is still there");
 }

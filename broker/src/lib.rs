@@ -14,6 +14,7 @@
 //! | [`schema`] | schema registry | metadata |
 
 mod admin;
+mod bookies;
 mod broker;
 mod bundles;
 mod config;
@@ -22,6 +23,7 @@ pub mod dispatch;
 pub mod managed_ledger;
 pub mod namespace;
 pub mod repair;
+mod repair_roll;
 pub mod rest;
 pub mod schema;
 mod service;

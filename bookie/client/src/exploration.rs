@@ -40,7 +40,8 @@ fn step(world: &mut World, rng: &mut Rng) -> Result<(), String> {
         21 => world.wipe(rng),
         22 => world.close(),
         23 => world.readmit(),
-        24..29 => world.lose(rng),
+        24..26 => world.probe(rng),
+        26..30 => world.lose(rng),
         _ => world.deliver(rng),
     }
     world.check()
@@ -71,7 +72,7 @@ fn the_schedules_reach_the_rare_paths() {
     }
     assert!(seen.acked > 1000, "{seen:?}");
     assert!(seen.fenced_writers > 100, "{seen:?}");
-    assert!(seen.changes > 100, "{seen:?}");
+    assert!(seen.changes > 100 && seen.probed_out > 20, "{seen:?}");
     assert!(seen.closed_by_recovery > 100 && seen.closed_by_writer > 100, "{seen:?}");
     assert!(seen.written_back > 100 && seen.superseded > 20 && seen.undecided > 20, "{seen:?}");
 }

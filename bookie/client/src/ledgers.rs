@@ -13,7 +13,7 @@ pub use client::{LedgerClient, Parts};
 use crate::entry::{Entry, Header};
 use crate::quorum::QuorumSpec;
 use crate::record::{ClosedLedger, Fragment, LedgerAttributes};
-use crate::rpc::ReadClass;
+use crate::rpc::{BookieRef, ReadClass};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use geminga_common::ids::{EntryId, LedgerId, Term};
@@ -153,6 +153,17 @@ pub struct WriterEvent {
 /// Called from any thread; must only queue the event for the owner's task.
 pub type WriterEvents = Arc<dyn Fn(WriterEvent) + Send + Sync>;
 
+/// Whether what an open ledger has acknowledged has all its copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Copies {
+    /// It has.
+    Full,
+    /// A slot is vacant: entries lack copies, and so will the next ones until a bookie is found for it.
+    Vacant,
+    /// No slot is vacant any more, but entries from before lack copies: repair makes up for them once the ledger is closed.
+    RepairDue,
+}
+
 /// How far a writer has come.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Progress {
@@ -165,6 +176,8 @@ pub struct Progress {
     pub last_sent: Option<EntryId>,
     /// A change of the ensemble is being committed: acks wait for it, and a close planned now would race with it.
     pub changing: bool,
+    /// Whether all copies are there, as far as the record says.
+    pub copies: Copies,
     /// Set once the writer can go no further.
     pub failed: Option<AppendError>,
 }
@@ -192,6 +205,9 @@ pub trait Writer: Send {
     fn on_event(&mut self, event: WriterEvent) -> Progress;
     /// The progress now.
     fn progress(&self) -> Progress;
+    /// Members that `gone` points out are said to be dead or to have lost their store: asks them, and replaces those who do not
+    /// answer as who they were, without waiting for the next append. What comes of it are events.
+    fn probe(&mut self, gone: &dyn Fn(&BookieRef) -> bool);
     /// Stops intake and tells how to close at the LAC. Call it when drained or failed for lack of bookies; after `Fenced` the
     /// ledger is its recoverer's.
     ///
@@ -241,6 +257,7 @@ pub trait Ledgers: Send + Sync + 'static {
         bytes_max: usize,
         class: ReadClass,
     ) -> BoxFuture<'static, Result<Vec<Entry>, ReadError>>;
-    /// Deletes a tombstoned ledger from every bookie of its fragments; true once all have confirmed.
+    /// Deletes a tombstoned ledger from every bookie of its fragments; true once all have confirmed, or are given up for good.
+    /// A bookie that merely cannot be reached has not.
     fn delete(&self, view: &LedgerView) -> BoxFuture<'static, bool>;
 }

@@ -17,6 +17,13 @@ pub trait Placement: Send + Sync + 'static {
         let _ = keep;
         self.choose(count, exclude)
     }
+    /// Whether a bookie's store is given up for good, so that nobody need wait for it to delete anything. Being out of reach is
+    /// not enough.
+    fn given_up(&self, bookie: &BookieRef) -> bool {
+        // Only who follows the registry can know.
+        let _ = bookie;
+        false
+    }
 }
 
 /// Always the same bookies, in the same order: standalone, and tests.

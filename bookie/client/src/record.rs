@@ -149,6 +149,17 @@ pub struct ClosedLedger {
     pub repair: Vec<RepairRange>,
 }
 
+impl ClosedLedger {
+    /// Whether `other` is this ledger with other members or repair ranges, and nothing else: all that a repair may change.
+    #[must_use]
+    pub fn is_repaired(&self, other: &Self) -> bool {
+        let shape = |l: &Self| l.fragments.iter().map(|f| (f.first, f.ensemble.len())).collect::<Vec<_>>();
+        (self.id, self.last, self.length, self.term, self.quorum)
+            == (other.id, other.last, other.length, other.term, other.quorum)
+            && shape(self) == shape(other)
+    }
+}
+
 impl Fragment {
     /// The slots without a bookie.
     #[must_use]

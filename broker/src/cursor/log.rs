@@ -17,6 +17,7 @@ use super::state::{Acked, Delta};
 use bytes::Bytes;
 use geminga_bookie_client::ledgers::{AppendError, Ledgers, WriterEvent};
 use geminga_bookie_client::record::ClosedLedger;
+use geminga_bookie_client::registry::absence::Suspect;
 use geminga_common::clock::Clock;
 use geminga_common::ids::{OwnerEpoch, TopicId};
 use geminga_common::metadata::keys::Keys;
@@ -65,6 +66,8 @@ pub struct Deps {
     pub guard: Vec<Compare>,
     /// The epoch of that ownership.
     pub owner_epoch: OwnerEpoch,
+    /// Told when a deletion could not be finished: its tombstone stays for the sweep.
+    pub tombstones_left: Arc<Notify>,
     /// The stored form of tombstones, which managed ledgers define.
     pub tombstone: EncodeTombstone,
     /// Settings.
@@ -171,6 +174,8 @@ pub(super) struct Queue {
     pub(super) commands: Vec<Command>,
     pub(super) bytes: usize,
     pub(super) events: Vec<WriterEvent>,
+    /// Bookies that are said to be gone.
+    pub(super) suspects: Vec<Arc<Vec<Suspect>>>,
     pub(super) failed: Option<Failed>,
     /// No handle is left.
     pub(super) abandoned: bool,
@@ -326,6 +331,13 @@ impl CursorLog {
         let (done, answer) = oneshot::channel();
         self.push(Command::Write(record, reply_to(done)), size)?;
         answer.await.unwrap_or_else(|_| Err(self.failure().into()))
+    }
+
+    /// These bookies are said to be gone: a member of the open ledger among them is asked, and replaced if it does not answer as
+    /// who it was.
+    pub fn probe(&self, suspects: Arc<Vec<Suspect>>) {
+        self.handle.0.queue.lock().suspects.push(suspects);
+        self.handle.0.wake.notify_one();
     }
 
     /// Whether it takes nothing any more: open it again.

@@ -66,13 +66,30 @@ pub(super) fn pause(nth: u32) -> Duration {
 
 pub(super) async fn open(deps: &Deps, bundle: &Bundle) -> Result<Opened, OpenError> {
     let key = deps.keys.cursor_log(bundle);
-    let (chain, revision) = closed_chain(deps, &key).await?;
+    let mut rounds = 1..ATTEMPTS;
+    loop {
+        let (chain, revision) = closed_chain(deps, &key).await?;
+        match replay(deps, &chain).await {
+            Ok(cursors) => return Ok(Opened { chain, revision, cursors }),
+            // A ledger that was moved meanwhile is where the record says by now.
+            Err(OpenError::Read { .. })
+                if rounds.next().is_some() && has_moved(deps, &key, revision).await? => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn has_moved(deps: &Deps, key: &str, since: Option<Revision>) -> Result<bool, OpenError> {
+    Ok(deps.metadata.get(key).await?.map(|stored| stored.mod_revision) != since)
+}
+
+async fn replay(deps: &Deps, chain: &Chain) -> Result<Cursors, OpenError> {
     let mut replay = Replay::default();
     for ledger in &chain.closed {
         replay.begin_ledger();
         replay_ledger(deps, ledger, &mut replay).await?;
     }
-    Ok(Opened { chain, revision, cursors: replay.finish() })
+    Ok(replay.finish())
 }
 
 /// The record, with its open ledger closed.

@@ -1,5 +1,8 @@
 //! Stories of whole logs over bookies and metadata in memory, with crashes at every metadata step.
 
+#[path = "log_repair_tests.rs"]
+mod repair;
+
 use super::*;
 use crate::cursor::chain::Chain;
 use crate::cursor::{AckState, DurableFloor, Log, Span};
@@ -36,6 +39,8 @@ struct Plan {
     seen: usize,
     down: bool,
     unknown_once: Option<bool>,
+    /// A repairer writes right after the transaction of which nobody learns.
+    then_repaired: bool,
 }
 
 /// Metadata that fails as planned.
@@ -67,6 +72,9 @@ impl Faulty {
         if let Some(carried_out) = unknown {
             if carried_out {
                 self.inner.txn(txn).await?;
+            }
+            if std::mem::take(&mut self.plan.lock().then_repaired) {
+                repair::rewrite(&self.inner, |_| {}).await;
             }
             return Err(MetaError::Unknown("lost".into()));
         }
@@ -133,7 +141,11 @@ struct World {
 
 impl World {
     fn new(ledger_bytes_max: u64) -> Self {
-        let bookies = MemoryBookies::new(3);
+        Self::over(3, ledger_bytes_max)
+    }
+
+    fn over(bookies: usize, ledger_bytes_max: u64) -> Self {
+        let bookies = MemoryBookies::new(bookies);
         let (inner, plan) = (MemoryStore::new(SystemClock::shared()), Mutex::default());
         let store = Arc::new(Faulty { inner, plan, crashed: Notify::new(), bookies: bookies.clone() });
         let config = Config { ledger_bytes_max, ..Config::default() };
@@ -164,6 +176,7 @@ impl World {
             rng: Arc::new(Mutex::new(Rng::seeded(100 + self.runs.get()))),
             guard: Vec::new(),
             owner_epoch: OwnerEpoch(self.runs.get()),
+            tombstones_left: Arc::default(),
             tombstone: |ledger, _, _| ledger.encode(),
             config: self.config.clone(),
         }

@@ -9,23 +9,23 @@ use super::log::{Command, Deps, Failed, Reply, Shared, WriteError};
 use super::log_open::{Opened, pause};
 use super::log_state::{Cursors, ReplayError};
 use super::record::{Cursor, Packer, Record};
+use crate::repair_roll::RepairRoll;
 use bytes::Bytes;
 use geminga_bookie_client::entry::{HEADER_LEN, Header, Kind};
-use geminga_bookie_client::ledgers::{CreatePlan, NewEntry, Progress, Writer};
+use geminga_bookie_client::ledgers::{Copies, CreatePlan, NewEntry, Progress, Writer};
 use geminga_bookie_client::record::{ClosedLedger, LedgerAttributes, LedgerKind};
 use geminga_common::clock::Mono;
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex};
-use geminga_common::metadata::{Compare, MetaError, Op, Revision, TXN_OPS_MAX, Txn, TxnOutcome};
+use geminga_common::metadata::{Revision, Txn};
 use geminga_common::names::Bundle;
-use geminga_common::tasks::OnFailure;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Tries before a ledger that must be had is given up.
-const ATTEMPTS: u32 = 8;
+pub(super) const ATTEMPTS: u32 = 8;
 /// A roll or drop that could not be done is tried again after this.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long slow replicas are waited for before a ledger closes; what they lack is then left to repair.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// Bytes of a snapshot on their way at a time, below what a writer lets a replica lag.
@@ -55,21 +55,22 @@ enum Next {
 
 /// The task's state.
 pub(super) struct Worker {
-    deps: Deps,
+    pub(super) deps: Deps,
     shared: Arc<Shared>,
     stop: CancellationToken,
-    bundle: String,
-    key: String,
-    chain: Chain,
-    revision: Option<Revision>,
+    pub(super) bundle: String,
+    pub(super) key: String,
+    pub(super) chain: Chain,
+    pub(super) revision: Option<Revision>,
     cursors: Cursors,
     writer: Option<Box<dyn Writer>>,
     group: Option<Group>,
     snapshot_bytes: u64,
     bytes_since: u64,
     /// How many closed ledgers the snapshot made superfluous.
-    drop_due: usize,
-    retry_at: Mono,
+    pub(super) drop_due: usize,
+    pub(super) retry_at: Mono,
+    repair_roll: RepairRoll,
 }
 
 impl Worker {
@@ -91,6 +92,7 @@ impl Worker {
             bytes_since: 0,
             drop_due: 0,
             retry_at: Mono::ZERO,
+            repair_roll: RepairRoll::default(),
         }
     }
 
@@ -105,10 +107,15 @@ impl Worker {
                     break failed;
                 }
             }
+            // A group on its way is waited for first: its end wakes.
+            let roll_at = self.repair_roll.due().filter(|_| self.group.is_none());
+            let roll_at = roll_at.map(|due| due.max(self.retry_at));
+            let roll_in = roll_at.map(|at| at.saturating_sub(self.deps.clock.mono()));
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break Failed::Closed,
                 () = self.shared.wake.notified() => {}
+                () = tokio::time::sleep(roll_in.unwrap_or_default()), if roll_in.is_some() => {}
             }
         };
         self.fail(&failed);
@@ -143,6 +150,7 @@ impl Worker {
         if self.group.is_some() {
             return Ok(Next::Wait);
         }
+        self.roll_for_repair().await?;
         let (commands, abandoned) = {
             let mut queue = self.shared.queue.lock();
             queue.bytes = 0;
@@ -247,14 +255,22 @@ impl Worker {
 
     /// Feeds the writer's events to it.
     fn absorb(&mut self) -> Result<Option<Progress>, Failed> {
-        let events = std::mem::take(&mut self.shared.queue.lock().events);
+        let (events, suspects) = {
+            let mut queue = self.shared.queue.lock();
+            (std::mem::take(&mut queue.events), std::mem::take(&mut queue.suspects))
+        };
         let Some(writer) = self.writer.as_mut() else { return Ok(None) };
+        for suspects in suspects {
+            writer.probe(&|member| suspects.iter().any(|suspect| suspect.is(member)));
+        }
         for event in events {
             if event.ledger == writer.ledger() {
                 writer.on_event(event);
             }
         }
         let progress = writer.progress();
+        let wanted = progress.copies == Copies::RepairDue;
+        self.repair_roll.observe(wanted, self.deps.clock.mono(), &mut self.deps.rng.lock());
         match progress.failed.clone() {
             Some(failed) => Err(failed.into()),
             None => Ok(Some(progress)),
@@ -283,6 +299,23 @@ impl Worker {
                 () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => return Ok(false),
             }
         }
+    }
+
+    /// A ledger that lacks copies from before is given up for a snapshot, which has all of its own.
+    async fn roll_for_repair(&mut self) -> Result<(), Failed> {
+        let now = self.deps.clock.mono();
+        if self.writer.is_none() || !self.repair_roll.is_due(now) || now < self.retry_at {
+            return Ok(());
+        }
+        // What cannot be dropped or rolled now sets the time of the next try.
+        self.drop_old().await?;
+        if self.drop_due == 0 {
+            tracing::info!(bundle = %self.bundle, reason = "repair_due", "cursor log rolls early");
+            if self.roll().await? {
+                self.repair_roll.rolled(self.deps.clock.mono());
+            }
+        }
+        Ok(())
     }
 
     /// Opens a new ledger with a snapshot in it, and drops the others. False: not possible now, go on with the old one.
@@ -371,46 +404,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Replaces the superfluous ledgers by tombstones. Metadata that is away only puts it off.
-    async fn drop_old(&mut self) -> Result<(), Failed> {
-        while self.drop_due > 0 {
-            let (next, gone) = self.chain.dropped(self.drop_due.min(TXN_OPS_MAX - 1));
-            let now = self.deps.clock.wall_ms();
-            let tombstone = |ledger: &ClosedLedger| {
-                let value = (self.deps.tombstone)(ledger, self.chain.log_id, now);
-                Op::put(self.deps.keys.tombstone(ledger.id), value)
-            };
-            let txn = Txn { compares: Vec::new(), ops: gone.iter().map(tombstone).collect() };
-            match self.commit_once(next, txn).await {
-                Ok(_) => {}
-                Err(Some(failed)) => return Err(failed),
-                Err(None) => {
-                    self.retry_at = self.deps.clock.mono() + RETRY_AFTER;
-                    return Ok(());
-                }
-            }
-            self.drop_due -= gone.len();
-            self.delete(gone);
-        }
-        Ok(())
-    }
-
-    /// Tells the bookies, beside everything else. What they do not confirm keeps its tombstone: any deleter may finish it.
-    fn delete(&self, gone: Vec<ClosedLedger>) {
-        let deps = self.deps.clone();
-        self.deps.tasks.spawn(format!("cursor log deletes {}", self.bundle), OnFailure::Log, async move {
-            for ledger in gone {
-                if !deps.ledgers.delete(&ledger.view()).await {
-                    continue;
-                }
-                let ops = vec![Op::delete(deps.keys.tombstone(ledger.id))];
-                if let Err(error) = deps.metadata.txn(Txn { compares: Vec::new(), ops }).await {
-                    tracing::debug!(ledger = %ledger.id, %error, "tombstone stays for now");
-                }
-            }
-        });
-    }
-
     async fn close(&mut self) -> Result<(), Failed> {
         if let Some(group) = &self.group {
             let last = group.last;
@@ -426,60 +419,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Commits until the outcome is known.
-    async fn commit(&mut self, next: Chain, txn: Txn) -> Result<Revision, Failed> {
-        for nth in 0..ATTEMPTS {
-            match self.commit_once(next.clone(), txn.clone()).await {
-                Ok(revision) => return Ok(revision),
-                Err(Some(failed)) => return Err(failed),
-                Err(None) => self.rest(nth).await?,
-            }
-        }
-        Err(Failed::Unavailable)
-    }
-
-    /// Puts `next` over the record, together with `txn`. `Err(None)`: nothing was written.
-    async fn commit_once(&mut self, mut next: Chain, mut txn: Txn) -> Result<Revision, Option<Failed>> {
-        next.op_id = self.deps.rng.lock().next_u64();
-        txn.compares.push(match self.revision {
-            Some(revision) => Compare::ModRevision(self.key.clone(), revision),
-            None => Compare::Absent(self.key.clone()),
-        });
-        txn.compares.extend(self.deps.guard.iter().cloned());
-        txn.ops.push(Op::put(self.key.clone(), next.encode()));
-        let revision = match self.deps.metadata.txn(txn).await {
-            Ok(TxnOutcome::Committed(revision)) => revision,
-            Ok(TxnOutcome::CompareFailed) => return Err(Some(Failed::Lost)),
-            Err(MetaError::Unknown(_)) => self.outcome(next.op_id).await?,
-            Err(MetaError::Unavailable(_)) => return Err(None),
-            Err(MetaError::Invalid(_) | MetaError::LeaseGone(_)) => return Err(Some(Failed::Lost)),
-        };
-        self.chain = next;
-        self.revision = Some(revision);
-        Ok(revision)
-    }
-
-    /// Whether a transaction with an unknown outcome was committed: the record tells by its op id.
-    async fn outcome(&mut self, op_id: u64) -> Result<Revision, Option<Failed>> {
-        for nth in 0..ATTEMPTS {
-            match self.deps.metadata.get(&self.key).await {
-                Ok(stored) => {
-                    let revision = stored.as_ref().map(|stored| stored.mod_revision);
-                    let ours = |chain: Chain| chain.op_id == op_id;
-                    if stored.is_some_and(|stored| Chain::decode(&stored.value).is_ok_and(ours)) {
-                        return Ok(revision.expect("there is a record"));
-                    }
-                    // The transaction may still be on its way; a second try at the same revision cannot hurt then: only
-                    // one of the two can win, and the loser reads the other's op id and stops.
-                    return Err(if revision == self.revision { None } else { Some(Failed::Lost) });
-                }
-                Err(_) => self.rest(nth).await.map_err(Some)?,
-            }
-        }
-        Err(Some(Failed::Unavailable))
-    }
-
-    async fn rest(&mut self, nth: u32) -> Result<(), Failed> {
+    pub(super) async fn rest(&mut self, nth: u32) -> Result<(), Failed> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(Failed::Closed),

@@ -16,6 +16,7 @@ mod codec;
 pub mod durable_floor;
 pub mod holes;
 pub mod log;
+mod log_commit;
 mod log_open;
 pub mod log_state;
 mod log_worker;

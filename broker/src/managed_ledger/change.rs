@@ -3,7 +3,7 @@
 //! A roll is *one* transaction: ledger n closes, joins the segments, and n+1 opens. Before it is known to be committed nothing
 //! is sent to n+1 (I11): appends queue meanwhile. The id of n+1 is fetched ahead, while n still takes appends.
 
-use super::commit::{Outcome, Transaction};
+use super::commit::{Committed, Outcome, Transaction};
 use super::state::{Change, OpenTail};
 use super::*;
 use geminga_bookie_client::ledgers::{ClosePlan, CreatePlan};
@@ -54,7 +54,9 @@ enum NextId {
 
 #[derive(Debug)]
 struct Committing {
+    op_id: u64,
     change: Change,
+    close: Option<ClosePlan>,
     create: Option<CreatePlan>,
     job: Option<Job>,
     removes: bool,
@@ -148,10 +150,15 @@ impl ManagedLedger {
 
     pub(super) fn age(&mut self) {
         let now = self.deps.clock.mono();
-        let due = self.state.idle(&self.deps.config, now) || self.state.roll_due(&self.deps.config, now);
+        let repair = self.repair_is_due(now);
+        let due =
+            repair || self.state.idle(&self.deps.config, now) || self.state.roll_due(&self.deps.config, now);
         let quiet = self.appends.queue_is_empty() && self.changes.jobs.is_empty();
         if due && quiet && self.life == Life::Alive && !self.roll_is_held_off() {
             self.changes.jobs.push_back(Job::Roll(None));
+            if repair {
+                self.rolls_for_repair(now);
+            }
         }
     }
 
@@ -367,13 +374,13 @@ impl ManagedLedger {
         let mut txn = Txn { compares: self.deps.guard.clone(), ops: Vec::new() };
         txn.compares.push(Compare::ModRevision(key.clone(), self.revision));
         let writer_gone = close.is_some();
-        if let Some(close) = close {
-            txn.compares.extend(close.compares);
-            txn.ops.extend(close.ops);
+        if let Some(close) = &close {
+            txn.compares.extend(close.compares.iter().cloned());
+            txn.ops.extend(close.ops.iter().cloned());
             if removes || close.closed.last.is_none() {
                 gone.push(close.closed.clone());
             }
-            change.close = Some((close.closed, now));
+            change.close = Some((close.closed.clone(), now));
         }
         if let Some(plan) = &create {
             txn.compares.extend(plan.compares.iter().cloned());
@@ -392,9 +399,12 @@ impl ManagedLedger {
             next.writer_epoch = self.deps.owner_epoch;
             txn.ops.push(Op::put(key.clone(), record::encode(&next, op_id)));
         }
-        self.changes.committing = Some(Committing { change, create, job, removes, gone });
+        let creates = create.as_ref().map(|plan| self.deps.keys.ledger(plan.id));
+        self.changes.committing = Some(Committing { op_id, change, close, create, job, removes, gone });
         // While the writer goes on, a doubtful transaction can wait; appends that wait for it cannot.
-        let transaction = Transaction { key, op_id, removes, patient: !writer_gone && !removes, txn };
+        let over = Some((self.revision, self.written));
+        let patient = !writer_gone && !removes;
+        let transaction = Transaction { key, op_id, over, creates, removes, patient, txn };
         let (deps, events) = (self.deps.clone(), self.events.clone());
         self.deps.tasks.spawn("topic transaction", OnFailure::StopProcess, async move {
             let outcome = commit::run(&deps, transaction).await;
@@ -408,7 +418,12 @@ impl ManagedLedger {
         }
         let Some(done) = self.changes.committing.take() else { return };
         match outcome {
-            Outcome::Committed(revision) => self.committed(done, revision, out),
+            Outcome::Committed(committed) => self.committed(done, committed, out),
+            Outcome::Moved(stored, revision) if self.adopt(&stored, revision) => {
+                // Made anew: what is trimmed or deleted is so wherever it is now.
+                let change = Change { close: None, ..done.change };
+                self.commit(change, done.close, done.create, done.job);
+            }
             Outcome::NotWritten(_) if done.change.close.is_none() => {
                 if done.create.is_some() {
                     self.creation_failed(AppendFailure::MetadataUnavailable);
@@ -424,17 +439,23 @@ impl ManagedLedger {
             lost_or_unknown => {
                 self.changes.committing = Some(done);
                 self.poison(match lost_or_unknown {
-                    Outcome::Lost => PoisonReason::RecordLost,
+                    Outcome::Lost | Outcome::Moved(..) => PoisonReason::RecordLost,
                     _ => PoisonReason::OutcomeUnknown,
                 });
             }
         }
     }
 
-    fn committed(&mut self, done: Committing, revision: Revision, out: &mut Vec<Output>) {
-        self.revision = revision;
+    fn committed(&mut self, done: Committing, committed: Committed, out: &mut Vec<Output>) {
+        (self.revision, self.written) = (committed.record, done.op_id);
         self.state.apply(&done.change);
         self.state.writer_epoch = self.deps.owner_epoch;
+        if let Some(stored) = committed.stored.filter(|_| !done.removes)
+            && !self.adopt(&stored, committed.record)
+        {
+            self.changes.committing = Some(done);
+            return self.poison(PoisonReason::RecordLost);
+        }
         if done.change.close.is_some() {
             self.writer = None;
             self.changes.sealed = None;
@@ -443,7 +464,7 @@ impl ManagedLedger {
         if let Some(plan) = done.create {
             let events = self.events.clone();
             let queue = Arc::new(move |event| events(Event(EventKind::Writer(event))));
-            self.writer = Some(self.deps.ledgers.writer(plan, revision, queue));
+            self.writer = Some(self.deps.ledgers.writer(plan, committed.ledger, queue));
             self.changes.next_id = NextId::Unknown;
             self.counters.last_created_ms = self.deps.clock.wall_ms();
         }

@@ -1,6 +1,7 @@
 //! Searches: the first entry at or after a time, the entry that holds an index. Both rise along the topic, so a binary search
 //! over ledgers (by what the record says of their first entries) and then within one (by reading single entries) finds them.
 
+use super::adopt::Source;
 use super::read::read_one;
 use super::*;
 use geminga_bookie_client::ledgers::LedgerView;
@@ -27,9 +28,9 @@ impl ManagedLedger {
     ) -> Token {
         let token = self.token();
         let spans: Vec<_> = spans.into_iter().map(|(id, n)| (id, n, self.view(id))).collect();
-        let (ledgers, events) = (self.deps.ledgers.clone(), self.events.clone());
+        let (source, events) = (self.source(), self.events.clone());
         self.deps.tasks.spawn("topic search", OnFailure::StopProcess, async move {
-            let result = search(&*ledgers, spans, hit).await;
+            let result = search(&source, spans, hit).await;
             events(Event(EventKind::Found(token, result)));
         });
         token
@@ -37,7 +38,7 @@ impl ManagedLedger {
 }
 
 async fn search(
-    ledgers: &dyn Ledgers,
+    source: &Source,
     spans: Vec<(LedgerId, u64, Option<LedgerView>)>,
     hit: impl Fn(&Header) -> bool,
 ) -> Result<Option<Position>, ReadError> {
@@ -46,7 +47,7 @@ async fn search(
         let (mut low, mut high) = (0, entries);
         while low < high {
             let middle = low + (high - low) / 2;
-            let found = read_one(ledgers, &view, EntryId(middle)).await?;
+            let found = read_one(source, &view, EntryId(middle)).await?;
             if hit(&found.entry.header) {
                 high = middle;
             } else {

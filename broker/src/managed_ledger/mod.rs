@@ -12,17 +12,21 @@
 //! | `append` | queue, indexes, acknowledgements |
 //! | `change` | transactions on the topic record, one at a time: create, roll, close, trim, terminate, delete |
 //! | `commit` | one transaction to its known outcome |
+//! | `adopt` | what a repairer moved in the record: taken over by changes and by reads that fail |
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
+//! | `heal` | members that are gone are replaced without an append; ledgers that lack copies close early |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
 //! | `topic_ids` | ids of new topics, leased in blocks |
 
+mod adopt;
 mod append;
 pub mod cache;
 mod change;
 mod commit;
 mod config;
 mod find;
+mod heal;
 mod open;
 mod read;
 pub mod record;
@@ -77,6 +81,8 @@ pub struct Deps {
     pub owner_epoch: OwnerEpoch,
     /// Conditions that every transaction carries: the owner key still holds our value. Empty where nobody else can own.
     pub guard: Vec<Compare>,
+    /// Told when a deletion could not be finished: its tombstone stays for the sweep.
+    pub tombstones_left: Arc<tokio::sync::Notify>,
     /// Whether changes of the record may be begun now. While not, ledgers grow beyond their size instead of rolling.
     pub may_change: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -96,6 +102,7 @@ enum EventKind {
     Fetched(read::Fetched),
     Points(Token, Result<Vec<ReadEntry>, ReadError>),
     Found(Token, Result<Option<Position>, ReadError>),
+    Seen(Arc<adopt::Seen>),
     /// Outputs are waiting.
     Wake,
 }
@@ -329,6 +336,9 @@ pub struct ManagedLedger {
     rng: Rng,
     state: State,
     revision: Revision,
+    /// Op id of our last write of the record.
+    written: u64,
+    looks: Arc<adopt::Looks>,
     life: Life,
     writer: Option<Box<dyn Writer>>,
     appends: append::Appends,
@@ -336,6 +346,7 @@ pub struct ManagedLedger {
     reads: read::Reads,
     cache: cache::TopicCache,
     next_token: u64,
+    repair_roll: crate::repair_roll::RepairRoll,
     counters: stats::Counters,
 }
 
@@ -368,6 +379,8 @@ impl ManagedLedger {
             rng: Rng::from_system(),
             state: opened.state,
             revision: opened.revision,
+            written: opened.op_id,
+            looks: Arc::default(),
             life: Life::Alive,
             writer: None,
             appends: append::Appends::default(),
@@ -375,6 +388,7 @@ impl ManagedLedger {
             reads: read::Reads::default(),
             cache,
             next_token: 0,
+            repair_roll: Default::default(),
             counters: stats::Counters::default(),
             deps,
         })
@@ -395,6 +409,7 @@ impl ManagedLedger {
                 let result = result.map_err(|e| self.or_trimmed(e));
                 out.push(Output::Found { token, result });
             }
+            EventKind::Seen(seen) => self.seen(&seen),
             EventKind::Wake => {}
         }
         self.advance();

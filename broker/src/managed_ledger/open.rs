@@ -56,6 +56,8 @@ pub enum OpenError {
 pub(super) struct Opened {
     pub(super) state: State,
     pub(super) revision: Revision,
+    /// The write that made this version.
+    pub(super) op_id: u64,
 }
 
 /// Opens or creates.
@@ -94,12 +96,12 @@ async fn load(
     rng: &mut Rng,
     again: bool,
 ) -> Result<Option<Opened>, OpenError> {
-    let (mut state, _) = record::decode(&stored.value)?;
+    let (mut state, op_id) = record::decode(&stored.value)?;
     if state.writer_epoch > deps.owner_epoch {
         return Err(OpenError::NotOwner);
     }
     let Some(open) = state.open().cloned() else {
-        return Ok(Some(Opened { state, revision: stored.mod_revision }));
+        return Ok(Some(Opened { state, revision: stored.mod_revision, op_id }));
     };
     let recovered = match deps.ledgers.recover(open.id).await {
         Ok(recovered) => recovered,
@@ -109,13 +111,21 @@ async fn load(
         Err(RecoverError::Metadata(error)) => return Err(error.into()),
         Err(error) => return Err(OpenError::Recovery(error)),
     };
-    let txn = fold(deps, key, &mut state, stored.mod_revision, &recovered, rng.next_u64());
+    let (over, op_id) = ((stored.mod_revision, op_id), rng.next_u64());
+    let txn = fold(deps, key, &mut state, over, &recovered, op_id);
     match commit::run(deps, txn).await {
-        Outcome::Committed(revision) => Ok(Some(Opened { state, revision })),
-        Outcome::Lost => Ok(None),
+        Outcome::Committed(done) => Ok(opened(state, op_id, done)),
+        // Whoever wrote, another owner or a repairer: the record is read anew.
+        Outcome::Lost | Outcome::Moved(..) => Ok(None),
         Outcome::NotWritten(error) => Err(error.into()),
         Outcome::Unknown => Err(OpenError::OutcomeUnknown),
     }
+}
+
+/// The state as it was written, with what a repairer did to it if it had to be read back; `None`: read it anew.
+fn opened(mut state: State, op_id: u64, done: commit::Committed) -> Option<Opened> {
+    let ours = done.stored.is_none_or(|stored| state.adopt(&stored));
+    ours.then_some(Opened { state, revision: done.record, op_id })
 }
 
 /// Takes the recovered ledger into the state; the index runs on from its last entry.
@@ -123,7 +133,7 @@ fn fold(
     deps: &Deps,
     key: &str,
     state: &mut State,
-    revision: Revision,
+    over: (Revision, u64),
     recovered: &Recovered,
     op_id: u64,
 ) -> commit::Transaction {
@@ -136,7 +146,7 @@ fn fold(
     }
     state.writer_epoch = deps.owner_epoch;
     let mut compares = deps.guard.clone();
-    compares.push(Compare::ModRevision(key.to_owned(), revision));
+    compares.push(Compare::ModRevision(key.to_owned(), over.0));
     compares.extend(recovered.compares.iter().cloned());
     let mut ops = vec![Op::put(key, record::encode(state, op_id))];
     ops.extend(recovered.ops.iter().cloned());
@@ -147,6 +157,8 @@ fn fold(
     commit::Transaction {
         key: key.to_owned(),
         op_id,
+        over: Some(over),
+        creates: None,
         removes: false,
         patient: false,
         txn: Txn { compares, ops },
@@ -177,13 +189,15 @@ async fn create(
     let txn = commit::Transaction {
         key: key.to_owned(),
         op_id,
+        over: None,
+        creates: None,
         removes: false,
         patient: false,
         txn: Txn { compares, ops },
     };
     match commit::run(deps, txn).await {
-        Outcome::Committed(revision) => Ok(Some(Opened { state, revision })),
-        Outcome::Lost => Ok(None),
+        Outcome::Committed(done) => Ok(opened(state, op_id, done)),
+        Outcome::Lost | Outcome::Moved(..) => Ok(None),
         Outcome::NotWritten(error) => Err(error.into()),
         Outcome::Unknown => Err(OpenError::OutcomeUnknown),
     }

@@ -2,6 +2,7 @@
 //! reads on, one fetch per start position however many wait for it. A surplus is kept as a block, so that the next read, or
 //! another reader at the same place, finds it. Point reads (replay) bring exactly what was asked and move no window.
 
+use super::adopt::Source;
 use super::*;
 use geminga_bookie_client::entry;
 use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
@@ -86,13 +87,12 @@ impl ManagedLedger {
             return;
         }
         self.reads.under_way.insert(from, Fetch { waiters: waiter.into_iter().collect(), window });
-        let (ledgers, events, view) =
-            (self.deps.ledgers.clone(), self.events.clone(), self.view(from.ledger));
+        let (source, events, view) = (self.source(), self.events.clone(), self.view(from.ledger));
         let last = self.state.entries_of(from.ledger).and_then(|n| n.checked_sub(1));
         self.deps.tasks.spawn("ledger read", OnFailure::StopProcess, async move {
             let result = match (view, last) {
                 (Some(view), Some(last)) => {
-                    let read = ledgers.read(&view, from.entry, EntryId(last), window, class).await;
+                    let read = source.read(&view, from.entry, EntryId(last), window, class).await;
                     checked(from, EntryId(last), read)
                 }
                 _ => Err(ReadError::Unavailable(from)),
@@ -149,9 +149,9 @@ impl ManagedLedger {
             missing.1.clone_from(view);
         }
         let token = self.token();
-        let (ledgers, events) = (self.deps.ledgers.clone(), self.events.clone());
+        let (source, events) = (self.source(), self.events.clone());
         self.deps.tasks.spawn("replay read", OnFailure::StopProcess, async move {
-            let result = read_points(&*ledgers, parts).await;
+            let result = read_points(&source, parts).await;
             events(Event(EventKind::Points(token, result)));
         });
         ReadOutcome::Pending(token)
@@ -198,19 +198,19 @@ fn checked(
 
 /// One entry of a ledger.
 pub(super) async fn read_one(
-    ledgers: &dyn Ledgers,
+    source: &Source,
     view: &LedgerView,
     id: EntryId,
 ) -> Result<ReadEntry, ReadError> {
     let at = Position::new(view.id, id);
-    let read = ledgers.read(view, id, id, 1, ReadClass::CatchUp).await;
+    let read = source.read(view, id, id, 1, ReadClass::CatchUp).await;
     let mut entries = checked(at, id, read)?;
     entries.pop().ok_or(ReadError::Unavailable(at))
 }
 
 /// Fetches what is missing, neighbours together.
 async fn read_points(
-    ledgers: &dyn Ledgers,
+    source: &Source,
     parts: Vec<Result<ReadEntry, (Position, Option<LedgerView>)>>,
 ) -> Result<Vec<ReadEntry>, ReadError> {
     let mut all = Vec::with_capacity(parts.len());
@@ -232,7 +232,7 @@ async fn read_points(
         // One answer may bring only a part of the run.
         let mut next = first;
         while next.entry <= last {
-            let read = ledgers.read(&view, next.entry, last, usize::MAX >> 1, ReadClass::CatchUp).await;
+            let read = source.read(&view, next.entry, last, usize::MAX >> 1, ReadClass::CatchUp).await;
             let run = checked(next, last, read)?;
             next.entry = EntryId(next.entry.0 + run.len() as u64);
             all.extend(run);

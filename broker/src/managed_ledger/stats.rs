@@ -1,6 +1,7 @@
 //! A snapshot for `internalStats`.
 
 use super::{Life, ManagedLedger};
+use geminga_bookie_client::ledgers::Copies;
 use geminga_common::ids::{LedgerId, Position};
 
 /// What is counted along the way.
@@ -9,6 +10,7 @@ pub(super) struct Counters {
     pub(super) entries_added: u64,
     pub(super) last_created_ms: u64,
     pub(super) last_creation_failure_ms: u64,
+    pub(super) rolls_for_repair: u64,
 }
 
 /// One ledger of the chain.
@@ -43,6 +45,8 @@ pub struct Stats {
     pub last_ledger_created_ms: u64,
     /// When a creation last failed, ms since 1970; 0 for never.
     pub last_ledger_creation_failure_ms: u64,
+    /// Ledgers closed early because repair was due, since it was opened.
+    pub rolls_for_repair: u64,
     /// Appends that are not acknowledged yet.
     pub pending_appends: usize,
     /// Last durable entry.
@@ -69,7 +73,7 @@ impl ManagedLedger {
             id: o.id,
             entries: o.confirmed,
             bytes: o.confirmed_bytes,
-            under_replicated: false,
+            under_replicated: self.writer.as_ref().is_some_and(|w| w.progress().copies != Copies::Full),
             closed_ms: None,
         });
         let state = match (&self.life, self.state.terminated, self.writer.is_some()) {
@@ -87,6 +91,7 @@ impl ManagedLedger {
             current_ledger_bytes: open.as_ref().map_or(0, |o| o.bytes),
             last_ledger_created_ms: self.counters.last_created_ms,
             last_ledger_creation_failure_ms: self.counters.last_creation_failure_ms,
+            rolls_for_repair: self.counters.rolls_for_repair,
             pending_appends: self.pending_entries(),
             last_confirmed: self.state.last,
             state,

@@ -1,6 +1,8 @@
 //! Stories over real ledgers on bookies in memory, and scripts over the pure state.
 
+mod adopt;
 mod guard;
+mod heal;
 
 use super::*;
 use futures::future::BoxFuture;
@@ -24,10 +26,12 @@ struct Doubtful {
     inner: MemoryStore,
     /// Next transactions: carried out or not, the answer is lost.
     lose: Mutex<Vec<bool>>,
+    gets: std::sync::atomic::AtomicUsize,
 }
 
 impl MetadataStore for Doubtful {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Record>, MetaError>> {
+        self.gets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.inner.get(key)
     }
     fn list<'a>(
@@ -76,9 +80,17 @@ struct Rig {
 
 impl Rig {
     fn new(config: Config) -> Self {
+        Self::over(3, config)
+    }
+
+    fn over(bookies: usize, config: Config) -> Self {
         let clock = Arc::new(ManualClock::at_wall_ms(1_000_000));
-        let meta = Arc::new(Doubtful { inner: MemoryStore::new(clock.clone()), lose: Mutex::default() });
-        let bookies = MemoryBookies::new(3);
+        let meta = Arc::new(Doubtful {
+            inner: MemoryStore::new(clock.clone()),
+            lose: Mutex::default(),
+            gets: Default::default(),
+        });
+        let bookies = MemoryBookies::new(bookies);
         let tasks = TaskGroup::new();
         let keys = Keys::new("test");
         let ledgers = LedgerClient::new(Parts {
@@ -103,6 +115,7 @@ impl Rig {
             config: Arc::new(config),
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),
+            tombstones_left: Arc::default(),
             may_change: Arc::new(|| true),
         };
         Self { deps, meta, clock, bookies }

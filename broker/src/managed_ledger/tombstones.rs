@@ -19,7 +19,9 @@ pub(super) fn bury(deps: &Deps, gone: Vec<ClosedLedger>) {
             if stop.is_cancelled() {
                 return;
             }
-            delete(&task, &ledger).await;
+            if !delete(&task, &ledger).await {
+                task.tombstones_left.notify_one();
+            }
         }
     });
 }

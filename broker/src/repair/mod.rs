@@ -117,7 +117,7 @@ impl Controller {
         let mut pause = RETRY.0;
         let mut audit_at = d.clock.mono();
         loop {
-            let mut registry = d.means.registry.changes();
+            let mut registry = d.means.registry.subscribe();
             registry.borrow_and_update();
             let watch = d.metadata.watch(&d.keys.ledgers_prefix()).await;
             let now = d.clock.mono();

@@ -5,6 +5,7 @@ use super::{ProducerKey, Reply};
 use crate::dispatch::ConsumerKey;
 use crate::managed_ledger;
 use bytes::Bytes;
+use geminga_bookie_client::registry::absence::Suspect;
 use geminga_common::budget::Permit;
 use geminga_common::ids::{ConsumerId, Position, ProducerId};
 use geminga_common::names::SubscriptionName;
@@ -65,6 +66,8 @@ pub(crate) enum Message {
     Admin(super::admin::Request),
     /// A policy of some namespace or topic has changed: read again what holds here.
     PoliciesChanged,
+    /// These bookies are said to be gone: does the open ledger have one of them?
+    Bookies(Arc<Vec<Suspect>>),
     /// Something asynchronous has ended; goes on on the owner's task.
     Done(Box<dyn FnOnce(&mut super::worker::Worker) + std::marker::Send>),
     /// Leave this broker: drain, persist, close the ledger.

@@ -240,6 +240,7 @@ impl Worker {
             }
             Message::ConsumerStats(key, reply) => reply.send(self.consumer_figures(key)),
             Message::Admin(request) => self.admin(request),
+            Message::Bookies(suspects) => self.ledger.probe(&suspects),
             Message::PoliciesChanged => self.policies_changed(),
             Message::Done(done) => done(self),
             Message::Unload(reply) => self.unload(Some(reply)),

@@ -51,6 +51,10 @@ pub(crate) struct Config {
     /// Life of the lease in milliseconds. Default 10 000, 3 000 to 120 000, and at least three of `metadata.call_timeout_ms`. A
     /// shorter one notices a dead broker sooner and a stalled one too.
     lease_ms: u64,
+    /// Milliseconds a bookie may be without its lease before open ledgers that have it look for another. Default 5 000, 0 to 600 000.
+    /// With a short one a bookie that restarts costs every such ledger a change of its ensemble; with a long one an idle topic
+    /// lacks a copy for longer. Topics that are published to notice by themselves.
+    bookie_grace_ms: u64,
     /// Copies of new ledgers: bookies of an ensemble, copies of an entry, copies that acknowledge. Default `3/3/2`. With fewer
     /// bookies than the first number copies are missing, and are made up for later; below the last nothing is acknowledged.
     quorum: String,
@@ -74,6 +78,7 @@ impl Default for Config {
             threads: 0,
             metadata: metadata::Settings::default(),
             lease_ms: 10_000,
+            bookie_grace_ms: 5_000,
             quorum: "3/3/2".to_owned(),
             repair_after_ms: 600_000,
             service: geminga_broker::Config::default(),
@@ -108,6 +113,11 @@ impl Config {
             (3_000..=120_000).contains(&self.lease_ms) && self.lease_ms >= 3 * self.metadata.call_timeout_ms,
             "GM-6004: lease_ms is {}; it must be 3000 to 120000 and at least three times metadata.call_timeout_ms",
             self.lease_ms
+        );
+        anyhow::ensure!(
+            self.bookie_grace_ms <= 600_000,
+            "GM-6004: bookie_grace_ms is {}; it must be 0 to 600000",
+            self.bookie_grace_ms
         );
         Ok(())
     }
@@ -189,7 +199,7 @@ async fn start_broker(
     let (placement, rpc) = (Arc::new(placement), Arc::new(rpc));
     let repair = geminga_broker::repair::Means {
         rpc: rpc.clone(),
-        registry,
+        registry: registry.clone(),
         placement: placement.clone(),
         grace: Duration::from_millis(config.repair_after_ms),
     };
@@ -218,6 +228,7 @@ async fn start_broker(
         repair: Some(repair),
     };
     let broker = Broker::start(config.service.clone(), deps).await.context("starting the broker")?;
+    broker.follow_bookies(&registry, Duration::from_millis(config.bookie_grace_ms));
     broker.serve(pulsar, http);
     Ok((broker, addresses))
 }
@@ -241,6 +252,8 @@ mod tests {
         }
         let lease = Config { lease_ms: 5_000, ..Config::default() };
         assert!(refused(lease).contains("lease_ms"));
+        let grace = Config { bookie_grace_ms: 600_001, ..Config::default() };
+        assert!(refused(grace).contains("bookie_grace_ms"));
         assert!(Config::default().validate().is_ok());
     }
 }

@@ -33,7 +33,8 @@ struct AddTag {
     who: Who,
     slot: u32,
     generation: u32,
-    ids: (EntryId, EntryId),
+    /// `None`: without entries, to see whether the bookie still is who it was.
+    ids: Option<(EntryId, EntryId)>,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +68,7 @@ pub(super) struct Seen {
     pub(super) written_back: u64,
     pub(super) superseded: u64,
     pub(super) undecided: u64,
+    pub(super) probed_out: u64,
 }
 
 impl Seen {
@@ -79,6 +81,7 @@ impl Seen {
         self.written_back += other.written_back;
         self.superseded += other.superseded;
         self.undecided += other.undecided;
+        self.probed_out += other.probed_out;
     }
 }
 
@@ -238,6 +241,18 @@ impl World {
         self.writer_effects(out);
     }
 
+    /// Somebody says that the bookie of a slot is gone; true or not.
+    pub(super) fn probe(&mut self, rng: &mut Rng) {
+        let slot = rng.below(u64::from(self.spec.ensemble())) as u32;
+        let Some(to) = self.writer.slot(slot).bookie.clone() else { return };
+        if *self.writer.status() == writer::Status::Open {
+            let generation = self.writer.slot(slot).generation;
+            let (term, lac, lafr) = (self.writer.term(), self.writer.lac(), self.writer.lafr());
+            let add = Add { ledger: LEDGER, term, lac, lafr, attributes: None, entries: vec![] };
+            self.net.push(Msg::Add(AddTag { who: Who::Writer, slot, generation, ids: None }, to, add));
+        }
+    }
+
     /// A call or an answer to one is lost: the caller is told that it cannot know.
     pub(super) fn lose(&mut self, rng: &mut Rng) {
         if self.net.is_empty() {
@@ -344,10 +359,18 @@ impl World {
             }
             Msg::Added(AddTag { who: Who::Writer, slot, generation, ids, .. }, result) => {
                 let mut out = Vec::new();
-                self.writer.on_added(slot, generation, ids, result, &mut out);
+                match ids {
+                    Some(ids) => self.writer.on_added(slot, generation, ids, result, &mut out),
+                    None => {
+                        let before = self.writer.changing();
+                        self.writer.on_probed(slot, generation, result, &mut out);
+                        self.seen.probed_out += u64::from(!before && self.writer.changing());
+                    }
+                }
                 self.writer_effects(out);
             }
             Msg::Added(AddTag { who: Who::Recoverer(n), slot, generation, ids }, result) => {
+                let ids = ids.expect("recoverers add entries");
                 self.with_recoverer(n, |state, out| state.on_added(slot, generation, ids, result, out));
             }
             Msg::Fence(n, slot, to, term, from) => {
@@ -436,7 +459,11 @@ impl World {
             attributes: None,
             entries,
         };
-        self.net.push(Msg::Add(AddTag { who: Who::Writer, slot, generation, ids: (first, last) }, to, add));
+        self.net.push(Msg::Add(
+            AddTag { who: Who::Writer, slot, generation, ids: Some((first, last)) },
+            to,
+            add,
+        ));
     }
 
     fn place(&self, slots: SlotSet, members: &[BookieRef]) -> Vec<(u32, BookieRef)> {
@@ -492,7 +519,8 @@ impl World {
     fn send_back(&mut self, n: usize, back: recovery::WriteBack) {
         self.seen.written_back += 1;
         let ids = (back.entries[0].id, back.entries[back.entries.len() - 1].id);
-        let tag = AddTag { who: Who::Recoverer(n), slot: back.slot, generation: back.generation, ids };
+        let tag =
+            AddTag { who: Who::Recoverer(n), slot: back.slot, generation: back.generation, ids: Some(ids) };
         let add = Add {
             ledger: LEDGER,
             term: self.recoverers[n].state.record().term,

@@ -227,9 +227,13 @@ impl Ledgers for LedgerClient {
     fn delete(&self, view: &LedgerView) -> BoxFuture<'static, bool> {
         let (inner, id, bookies) = (self.inner.clone(), view.id, bookies_of(&view.fragments));
         async move {
-            let answers = join_all(bookies.iter().map(|bookie| inner.rpc.delete(bookie, id))).await;
-            // Another incarnation at that name means that the store which held the entries is gone.
-            answers.iter().all(|answer| matches!(answer, Ok(()) | Err(ControlError::WrongIncarnation)))
+            let deletions = bookies.iter().map(async |bookie| match inner.rpc.delete(bookie, id).await {
+                Ok(()) => true,
+                // Another incarnation at that name means that the store which held the entries is gone.
+                Err(ControlError::WrongIncarnation) => true,
+                Err(_) => inner.placement.given_up(bookie),
+            });
+            join_all(deletions).await.into_iter().all(|gone| gone)
         }
         .boxed()
     }

@@ -377,3 +377,79 @@ async fn a_striped_ledger_acknowledges_reads_and_recovers() {
     assert_eq!(recovered.closed.last, Some(EntryId(22)));
     assert_eq!(read_all(&w, &recovered.closed.view(), 22).await, texts);
 }
+
+#[tokio::test]
+async fn an_idle_ledger_replaces_a_member_that_is_gone_when_it_is_told() {
+    let w = world(4, THREE);
+    let mut o = open(&w).await;
+    o.append(&["a"]);
+    o.until(|p| p.lafr == Some(EntryId(0))).await;
+    let [_, dead, wiped, spare] = &w.bookies.refs()[..] else { panic!() };
+    // All are suspect and answer: nothing happens.
+    o.writer.probe(&|_| true);
+    for _ in 0..3 {
+        let event = o.events.recv().await.unwrap();
+        assert!(!o.writer.on_event(event).changing);
+    }
+    w.bookies.faults(&dead.id, |f| f.down = true);
+    o.writer.probe(&|bookie| bookie == dead);
+    o.until(|p| p.changing).await;
+    let progress = o.until(Progress::drained).await;
+    assert_eq!(o.writer.view().fragments[1].ensemble[1], Some(spare.clone()));
+    assert_eq!(progress.copies, Copies::Full, "a dead bookie still has its copies");
+    w.bookies.wipe(&wiped.id, true);
+    o.writer.probe(&|bookie| bookie == wiped);
+    o.until(|p| p.changing).await;
+    let progress = o.until(Progress::drained).await;
+    let fresh = w.bookies.refs()[2].clone();
+    assert_eq!(o.writer.view().fragments[1].ensemble[2], Some(fresh), "its new store is as good as any");
+    assert_eq!(progress.copies, Copies::RepairDue);
+    let stored = record(&w, o.writer.ledger()).await.unwrap();
+    assert_eq!(stored.repair, [RepairRange { first: EntryId(0), last: Some(EntryId(0)), slot: 2 }]);
+    o.append(&["b"]);
+    o.until(|p| p.lafr == Some(EntryId(1))).await;
+    assert_eq!(read_all(&w, &o.writer.view(), 1).await, ["a", "b"]);
+}
+
+/// Some bookies are given up.
+struct GivenUp(StaticPlacement, BookieRef);
+
+impl crate::placement::Placement for GivenUp {
+    fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef> {
+        self.0.choose(count, exclude)
+    }
+
+    fn given_up(&self, bookie: &BookieRef) -> bool {
+        *bookie == self.1
+    }
+}
+
+#[tokio::test]
+async fn deletion_waits_for_who_cannot_be_reached_and_not_for_who_is_given_up_or_wiped() {
+    let w = world(3, THREE);
+    let mut o = open(&w).await;
+    o.append(&["a"]);
+    o.until(|p| p.lafr == Some(EntryId(0))).await;
+    let (view, refs) = (o.writer.view(), w.bookies.refs());
+    w.bookies.faults(&refs[0].id, |f| f.down = true);
+    assert!(!w.client.delete(&view).await, "out of reach is not gone");
+    let placement = Arc::new(GivenUp(StaticPlacement::new(w.bookies.refs()), refs[0].clone()));
+    let knowing = LedgerClient::new(Parts {
+        rpc: Arc::new(w.bookies.clone()),
+        meta: w.meta.clone(),
+        keys: w.keys.clone(),
+        placement,
+        quorum: QuorumSpec::new(3, 3, 2).unwrap(),
+        limits: Limits::default(),
+        recovery: Timing::default(),
+        rng: Rng::seeded(1),
+        tasks: TaskGroup::new(),
+    });
+    assert!(knowing.delete(&view).await);
+    w.bookies.faults(&refs[1].id, |f| f.down = true);
+    assert!(!knowing.delete(&view).await, "another one is only out of reach");
+    w.bookies.faults(&refs[1].id, |f| f.down = false);
+    w.bookies.faults(&refs[0].id, |f| f.down = false);
+    w.bookies.wipe(&refs[0].id, true);
+    assert!(w.client.delete(&view).await, "the store that held it is gone");
+}

@@ -158,6 +158,12 @@ impl Placement for ZonePlacement {
         self.judge(&view, keep.len() + count, &ensemble);
         picked.into_iter().map(|candidate| candidate.bookie).collect()
     }
+
+    fn given_up(&self, bookie: &BookieRef) -> bool {
+        let view = self.registry.view();
+        let record = view.bookies.get(&bookie.id).and_then(|known| known.record.as_ref());
+        record.is_some_and(|record| matches!(record.state, NodeState::Gone | NodeState::Lost))
+    }
 }
 
 #[cfg(test)]

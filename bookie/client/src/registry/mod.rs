@@ -4,6 +4,7 @@
 //! are listed anew when a watch ends or says that it missed something, and every minute besides. While metadata is away the last
 //! picture stands: bookies do not die of it.
 
+pub mod absence;
 pub mod record;
 
 use geminga_common::ids::BookieId;
@@ -112,9 +113,9 @@ impl Registry {
         self.view.borrow().clone()
     }
 
-    /// The picture as it changes.
+    /// Tells of every new picture.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<Arc<View>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
 

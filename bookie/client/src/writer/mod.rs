@@ -32,6 +32,8 @@ const READMIT_MAX: Duration = Duration::from_secs(64);
 pub(crate) enum EventKind {
     /// A bookie answered an add.
     Added { slot: u32, generation: u32, first: EntryId, last: EntryId, result: Result<(), AddError> },
+    /// A bookie answered an add without entries.
+    Probed { slot: u32, generation: u32, result: Result<(), AddError> },
     /// A change of the ensemble was committed or lost.
     Changed(ChangeOutcome),
     /// Time to fill vacant slots.
@@ -107,6 +109,24 @@ impl LedgerWriter {
         self.client.rpc.add(bookie, add, done);
     }
 
+    /// Asks the slot's bookie whether it still is who it was.
+    fn ask(&self, slot: u32, bookie: &BookieRef) {
+        let (generation, introduced) = (self.state.slot(slot).generation, self.state.slot(slot).introduced);
+        let (ledger, events) = (self.state.ledger(), self.events.clone());
+        let add = Add {
+            ledger,
+            term: self.state.term(),
+            lac: self.state.lac(),
+            lafr: self.state.lafr(),
+            attributes: (!introduced).then(|| self.state.record().attributes.clone()),
+            entries: Vec::new(),
+        };
+        let done = Box::new(move |result| {
+            events(WriterEvent { ledger, kind: EventKind::Probed { slot, generation, result } });
+        });
+        self.client.rpc.add(bookie, add, done);
+    }
+
     fn commit(&mut self, mut record: LedgerRecord) {
         record.op_id = self.client.op_id();
         let (client, events, ledger) = (self.client.clone(), self.events.clone(), self.state.ledger());
@@ -163,6 +183,9 @@ impl Writer for LedgerWriter {
                 EventKind::Added { slot, generation, first, last, result } => {
                     self.state.on_added(slot, generation, (first, last), result, &mut self.effects);
                 }
+                EventKind::Probed { slot, generation, result } => {
+                    self.state.on_probed(slot, generation, result, &mut self.effects);
+                }
                 EventKind::Changed(outcome) => self.state.on_change(outcome, &mut self.effects),
                 EventKind::Readmit => {
                     self.readmit_due = false;
@@ -180,10 +203,22 @@ impl Writer for LedgerWriter {
             lafr: self.state.lafr(),
             last_sent: self.state.last_sent(),
             changing: self.state.changing(),
+            copies: self.state.copies(),
             failed: match self.state.status() {
                 Status::Failed(error) => Some(error.clone()),
                 Status::Open | Status::Closing => None,
             },
+        }
+    }
+
+    fn probe(&mut self, gone: &dyn Fn(&BookieRef) -> bool) {
+        if *self.state.status() != Status::Open {
+            return;
+        }
+        for slot in 0..self.state.record().quorum.ensemble() {
+            if let Some(bookie) = self.state.slot(slot).bookie.as_ref().filter(|bookie| gone(bookie)) {
+                self.ask(slot, bookie);
+            }
         }
     }
 

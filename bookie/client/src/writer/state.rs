@@ -12,7 +12,7 @@
 
 use super::invariants;
 use crate::entry::Entry;
-use crate::ledgers::{AppendError, NewEntry};
+use crate::ledgers::{AppendError, Copies, NewEntry};
 use crate::mutant::{Mutant, active};
 use crate::quorum::{AckSet, QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerRecord, LedgerState, RepairRange, close_repair};
@@ -139,6 +139,8 @@ pub struct State {
     pub(super) bytes_acked: u64,
     pub(super) bytes_lagging: usize,
     pub(super) failed: SlotSet,
+    /// Slots whose bookie has lost what it held of this ledger, until the next change records it.
+    pub(super) lost: SlotSet,
     /// Bookies that failed this writer since the last readmission: else two broken ones would replace each other for ever.
     pub(super) shunned: Vec<BookieRef>,
     pub(super) disk_full: bool,
@@ -177,6 +179,7 @@ impl State {
             bytes_acked: 0,
             bytes_lagging: 0,
             failed: SlotSet::EMPTY,
+            lost: SlotSet::EMPTY,
             shunned: Vec::new(),
             disk_full: false,
             change: None,
@@ -331,11 +334,60 @@ impl State {
             Err(_) if stale => {}
             Err(error) => {
                 self.disk_full |= error == AddError::DiskFull;
+                if error == AddError::WrongIncarnation {
+                    self.lost.insert(slot);
+                }
                 self.failed.insert(slot);
                 self.change_ensemble(out);
             }
         }
         invariants::check(self);
+    }
+
+    /// A bookie that is said to be gone has answered an add without entries, or did not.
+    ///
+    /// Hearsay never ends a writer: a slot is only given up while the ledger stays writable without it and may have another
+    /// fragment. What is worse shows with the next append.
+    pub fn on_probed(
+        &mut self,
+        slot: u32,
+        generation: u32,
+        result: Result<(), AddError>,
+        out: &mut Vec<Effect>,
+    ) {
+        let holder = self.slots[slot as usize].generation == generation;
+        match result {
+            Err(AddError::StaleTerm(_) | AddError::Sealed(_) | AddError::Tombstoned) => {
+                self.fail(AppendError::Fenced);
+            }
+            Ok(()) if holder => self.slots[slot as usize].introduced = true,
+            Err(AddError::WrongIncarnation | AddError::Failed | AddError::Unknown(_))
+                if holder && self.status == Status::Open =>
+            {
+                let without = self.vacant().or(self.failed).or([slot].into_iter().collect());
+                let fragments = self.record.fragments.len() + usize::from(self.change.is_some());
+                if self.quorum.writable_without(without) && fragments < self.limits.fragments_max {
+                    if result == Err(AddError::WrongIncarnation) {
+                        self.lost.insert(slot);
+                    }
+                    self.failed.insert(slot);
+                    self.change_ensemble(out);
+                }
+            }
+            // It lives, or it is no member any more.
+            Ok(()) | Err(_) => {}
+        }
+        invariants::check(self);
+    }
+
+    /// Whether what is acknowledged has all its copies.
+    #[must_use]
+    pub fn copies(&self) -> Copies {
+        match (self.vacant().is_empty(), self.record.repair.is_empty()) {
+            (false, _) => Copies::Vacant,
+            (true, false) => Copies::RepairDue,
+            (true, true) => Copies::Full,
+        }
     }
 
     /// The placement's answer to [`Effect::Place`]: a bookie for each slot asked about, as far as there are any.
@@ -527,7 +579,9 @@ impl State {
                     && self.slots[slot as usize].bookie.is_some()
             };
             let mut missing = self.pending.iter().filter(lagging).map(|p| p.entry.id);
-            if let Some(first) = missing.next() {
+            if self.lost.contains(slot) {
+                repair.extend(self.lost_range(slot));
+            } else if let Some(first) = missing.next() {
                 repair.push(RepairRange { first, last: Some(missing.last().unwrap_or(first)), slot });
             }
             let growing = repair.iter().any(|range| range.slot == slot && range.last.is_none());
@@ -536,6 +590,15 @@ impl State {
             }
         }
         repair
+    }
+
+    /// What a bookie held that lost its store: all acknowledged entries since it came to this slot.
+    fn lost_range(&self, slot: u32) -> Option<RepairRange> {
+        let holder = self.slots[slot as usize].bookie.as_ref()?;
+        let held = |fragment: &&Fragment| fragment.ensemble[slot as usize].as_ref() == Some(holder);
+        let first = self.record.fragments.iter().rev().take_while(held).last()?.first;
+        let last = self.lac()?;
+        (first <= last).then_some(RepairRange { first, last: Some(last), slot })
     }
 
     /// Whether a record written by another is still ours to write to: only members of earlier fragments or repair ranges moved.
@@ -567,6 +630,7 @@ impl State {
                 Slot { bookie: ensemble[slot as usize].clone(), generation, introduced: false };
         }
         self.failed = self.failed.minus(replaced);
+        self.lost = self.lost.minus(replaced);
         self.disk_full &= !(self.failed.is_empty() && self.vacant().is_empty());
         while self.full_end < self.acked_end {
             self.pending.pop_front();

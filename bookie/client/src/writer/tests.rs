@@ -2,7 +2,7 @@
 
 use super::state::{ChangeOutcome, Effect, Limits, SlotAdd, State, Status};
 use crate::entry::{Header, Kind};
-use crate::ledgers::{AppendError, NewEntry};
+use crate::ledgers::{AppendError, Copies, NewEntry};
 use crate::quorum::{QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange};
 use crate::rpc::{AddError, BookieRef};
@@ -76,6 +76,12 @@ impl Story {
         self.out.clear();
         let generation = self.state.slot(slot).generation;
         self.state.on_added(slot, generation, (EntryId(0), EntryId(0)), Err(error), &mut self.out);
+    }
+
+    fn probed(&mut self, slot: u32, result: Result<(), AddError>) {
+        self.out.clear();
+        let generation = self.state.slot(slot).generation;
+        self.state.on_probed(slot, generation, result, &mut self.out);
     }
 
     /// The placement offers these; the commit that follows.
@@ -284,4 +290,66 @@ fn closing_freezes_the_lac_and_lists_what_lags() {
     s.acks(1, 0, 1, 1);
     assert_eq!(s.bounds().0, Some(0), "an ack after the close was planned acknowledges nothing");
     assert_eq!(s.append(&[1]), Err(AppendError::Closed));
+}
+
+#[test]
+fn an_idle_slot_whose_bookie_was_wiped_is_replaced_and_what_it_held_is_recorded() {
+    let mut s = Story::of_three();
+    s.append(&[1, 1]).unwrap();
+    (0..3).for_each(|slot| s.acks(slot, 0, 0, 1));
+    assert_eq!(s.bounds(), (Some(1), Some(1)));
+    s.probed(1, Ok(()));
+    assert_eq!((s.asks_for(), s.state.copies()), (None, Copies::Full), "who answers stays");
+    s.probed(1, Err(AddError::WrongIncarnation));
+    assert_eq!(s.asks_for(), slots([1]));
+    let planned = s.replaced_by(&[(1, 7)]).unwrap();
+    assert_eq!(planned.fragments[1].first, EntryId(2));
+    let range = RepairRange { first: EntryId(0), last: Some(EntryId(1)), slot: 1 };
+    assert_eq!(planned.repair, [range], "its copies are gone");
+    s.outcome(ChangeOutcome::Committed(Revision(2)));
+    assert_eq!(s.state.copies(), Copies::RepairDue);
+    assert_eq!(s.state.close().unwrap().repair, [range]);
+}
+
+#[test]
+fn a_dead_bookie_leaves_a_vacancy_and_repair_is_due_once_that_is_filled() {
+    let mut s = Story::of_three();
+    s.append(&[1]).unwrap();
+    (0..3).for_each(|slot| s.acks(slot, 0, 0, 0));
+    s.probed(2, Err(GONE));
+    s.replaced_by(&[]).unwrap();
+    s.outcome(ChangeOutcome::Committed(Revision(2)));
+    assert_eq!(s.state.copies(), Copies::Vacant);
+    // Nothing was appended meanwhile: the range is empty and goes with the vacancy.
+    s.out.clear();
+    s.state.on_readmit(&mut s.out);
+    s.replaced_by(&[(2, 2)]).unwrap();
+    s.outcome(ChangeOutcome::Committed(Revision(3)));
+    assert_eq!(s.state.copies(), Copies::Full, "a dead bookie that is back has what it had");
+}
+
+#[test]
+fn hearsay_never_ends_a_writer() {
+    let mut s = Story::of_three();
+    s.append(&[1]).unwrap();
+    s.acks(0, 0, 0, 0);
+    for error in [AddError::DiskFull, AddError::Corrupt(EntryId(0))] {
+        s.probed(0, Err(error));
+        assert_eq!(s.asks_for(), None, "a bookie that answers lives");
+    }
+    s.probed(0, Err(GONE));
+    s.replaced_by(&[]).unwrap();
+    s.outcome(ChangeOutcome::Committed(Revision(2)));
+    s.probed(1, Err(GONE));
+    assert_eq!((s.asks_for(), s.state.status()), (None, &Status::Open), "below its ack quorum by hearsay");
+    s.out.clear();
+    s.state.on_probed(2, 9, Err(GONE), &mut s.out);
+    assert_eq!(s.asks_for(), None, "another tenure");
+    let mut s = Story::new((1, 1, 1), Limits { fragments_max: 1, ..Limits::default() });
+    s.append(&[1]).unwrap();
+    s.acks(0, 0, 0, 0);
+    s.probed(0, Err(AddError::WrongIncarnation));
+    assert_eq!((s.asks_for(), s.state.status()), (None, &Status::Open), "no fragment is left for it");
+    s.probed(0, Err(AddError::StaleTerm(Term(2))));
+    assert_eq!(*s.state.status(), Status::Failed(AppendError::Fenced), "who was fenced learns it");
 }

@@ -145,3 +145,22 @@ proptest! {
         prop_assert_eq!(stand.len(), first.len(), "the first ones stand apart");
     }
 }
+
+#[test]
+fn only_who_is_gone_or_lost_is_given_up() {
+    for (state, given_up) in [
+        (NodeState::ReadWrite, false),
+        (NodeState::ReadOnly, false),
+        (NodeState::Draining, false),
+        (NodeState::DataLoss, false),
+        (NodeState::Gone, true),
+        (NodeState::Lost, true),
+    ] {
+        let mut view = view(&["a1"]);
+        let known = view.bookies.get_mut(&id("a1")).unwrap();
+        known.record.as_mut().unwrap().state = state;
+        known.live = None;
+        assert_eq!(placement(view, 1).given_up(&refs(&["a1"])[0]), given_up, "{state:?}");
+    }
+    assert!(!placement(view(&[]), 1).given_up(&refs(&["a1"])[0]), "who is not known may come back");
+}
