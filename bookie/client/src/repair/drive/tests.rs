@@ -113,8 +113,8 @@ async fn an_entry_that_no_holder_can_give_stops_its_job_and_damage_is_not_copied
     let refs = bookies.refs();
     give(&bookies, &refs[0], 0..=LAST);
     give(&bookies, &refs[1], 0..=LAST);
-    for at in 0..2 {
-        bookies.with_store(&refs[at].id, |s| s.damage(LEDGER, EntryId(33)));
+    for one in &refs[..2] {
+        bookies.with_store(&one.id, |s| s.damage(LEDGER, EntryId(33)));
     }
     let members = vec![Some(refs[0].clone()), Some(refs[1].clone()), None];
     let before = ledger(members, vec![range(0, LAST, 2)]);
