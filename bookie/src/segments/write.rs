@@ -58,12 +58,13 @@ impl<'a> Writer<'a> {
     }
 
     fn end_block(&mut self, start: usize) -> io::Result<()> {
-        self.block = None;
         if let Some(block) = self.footer.blocks.last_mut() {
             block.len = (self.file.buf().len() - start) as u64;
             format::finish_block(self.file.buf(), start, self.count, self.id, block.offset);
         }
-        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
+        let written = if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) };
+        self.block = None;
+        written
     }
 
     /// Completes the file; durable when it returns, except for its name. `None` when there was no entry.

@@ -4,8 +4,8 @@
 use crate::check::{Excuse, Expected, check, contents, open};
 use crate::crashes::go_on;
 use crate::damage::lose;
-use crate::sites::on;
-use crate::workload::clock;
+use crate::sites::{look_anew, on};
+use crate::workload::{Run, clock};
 use crate::{Fault, Recorded, Report, record};
 use geminga_bookie::{Health, promote};
 use geminga_common::checksum::crc32c;
@@ -22,6 +22,8 @@ enum Ceremony {
     Format,
     FromFirstFormat,
     StartOnFullDisk,
+    /// A flush that writes its segment in several pieces.
+    LargeFlush,
     /// Without this part; see [`lose`].
     Promotion(u64),
 }
@@ -39,6 +41,25 @@ pub(crate) fn ceremonies(config: &geminga_bookie::Config, seed: u64, report: &mu
     }
 }
 
+/// A flush of more than is written at once.
+pub(crate) fn large_flush(report: &mut Report) {
+    let mut config = crate::config();
+    config.write_cache = 16 << 20;
+    config.journal_file_size_first = 4 << 20;
+    let start = SimDisk::new();
+    let mut run = Run::new(start.fork(), config.clone(), 1);
+    for ids in (0..2600).collect::<Vec<u64>>().chunks(100) {
+        run.add(1, ids);
+        run.steps.write_all();
+    }
+    run.settle();
+    let story = run.story.lock().unwrap().clone();
+    assert!(story.iter().all(|asked| asked.acked.is_some()), "all of it fits");
+    let (end, done) = (run.disk.clone(), run.done());
+    drop(run);
+    enumerate(Ceremony::LargeFlush, &Recorded { start, end, story, config, done }, 1, report);
+}
+
 fn enumerate(ceremony: Ceremony, run: &Recorded, seed: u64, report: &mut Report) {
     let start = before(ceremony, run);
     let disk = start.fork();
@@ -46,8 +67,10 @@ fn enumerate(ceremony: Ceremony, run: &Recorded, seed: u64, report: &mut Report)
         disk.capacity(Some(disk.used()));
     }
     disk.record();
+    look_anew();
     let good = match ceremony {
         Ceremony::Promotion(_) => promote(run.config.clone(), on(&disk), clock()).map(drop),
+        Ceremony::LargeFlush => open(&disk, &run.config).map(|mut steps| assert!(steps.flush())),
         _ => open(&disk, &run.config).map(drop),
     };
     if let Err(error) = good {
@@ -80,7 +103,7 @@ fn before(ceremony: Ceremony, run: &Recorded) -> SimDisk {
     let calm = run.end.crash(&Crash::Kept);
     match ceremony {
         Ceremony::Format => SimDisk::new(),
-        Ceremony::StartOnFullDisk => calm,
+        Ceremony::StartOnFullDisk | Ceremony::LargeFlush => calm,
         Ceremony::FromFirstFormat => first_format(&calm),
         Ceremony::Promotion(what) => {
             lose(&calm, what);

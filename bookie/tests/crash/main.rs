@@ -55,6 +55,8 @@ enum Fault {
     SyncFails(u64),
     /// This many pages are free at the start.
     Full(u64),
+    /// After so many pages nothing fits any more, whatever is removed.
+    Limited(u64),
     Lies,
 }
 
@@ -86,11 +88,13 @@ fn record(config: &Config, seed: u64, fault: Fault) -> Recorded {
     let start = disk.fork();
     let disk = start.fork();
     disk.record();
+    sites::look_anew();
     let mut run = Run::new(disk.clone(), config.clone(), seed);
     match fault {
         Fault::None => {}
         Fault::SyncFails(n) => disk.fail_sync_in(n),
         Fault::Full(pages) => disk.capacity(Some(disk.used() + pages * 4096)),
+        Fault::Limited(pages) => disk.limit(Some(pages * 4096)),
         Fault::Lies => disk.lie(true),
     }
     for _ in 0..STEPS {
@@ -106,6 +110,7 @@ fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) 
     while !report.done(target) {
         let fault = fault.unwrap_or(match seed % 5 {
             4 => Fault::SyncFails(seed / 5 * 7 % 37),
+            3 if seed % 2 == 0 => Fault::Limited(seed / 5 * 7 % 80),
             3 => Fault::Full(seed / 5 * 7 % 80),
             _ => Fault::None,
         });
@@ -195,6 +200,7 @@ fn workloads_reach_every_path() {
 #[test]
 fn no_crash_in_a_ceremony_does_harm() {
     let mut report = Report::default();
+    ceremonies::large_flush(&mut report);
     for (config, seed) in [(config(), 3), (sharded(), 2)] {
         ceremonies::ceremonies(&config, seed, &mut report);
         assert!(report.violations.is_empty(), "{:#?}", report.violations);
@@ -209,15 +215,20 @@ fn every_call_of_the_disk_is_enumerated() {
     let all = sites::all();
     let seen = sites::seen(|| {
         let mut report = Report::default();
+        ceremonies::large_flush(&mut report);
         for (config, seed) in [(config(), 3), (sharded(), 2)] {
             ceremonies::ceremonies(&config, seed, &mut report);
         }
-        for seed in 1..=8 {
-            let fault = if seed % 2 == 0 { Fault::Full(seed * 7) } else { Fault::None };
+        for seed in 1..=60 {
+            let fault = match seed % 4 {
+                0 => Fault::Full(seed),
+                1 => Fault::Limited(seed),
+                _ => Fault::None,
+            };
             let run = record(&config(), seed, fault);
-            crashes(&run, seed, report.states + 200, &mut report);
-            if fault == Fault::None {
-                damage(&run, seed, 16, &mut report);
+            if fault == Fault::None && seed < 20 {
+                crashes(&run, seed, report.states + 100, &mut report);
+                damage(&run, seed, 8, &mut report);
             }
         }
         assert!(report.violations.is_empty(), "{:#?}", report.violations);

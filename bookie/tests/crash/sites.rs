@@ -35,8 +35,10 @@ const CALLS: [&str; 14] = [
 ];
 /// Lines that only a defect of the museum reaches.
 const DEFECT: &str = "Mutant::SyncRetried";
-/// A call seen this often, at this kind of file, is not looked at again.
-const LOOKS: u32 = 300;
+/// A line no scenario reaches: room that was there a moment ago is taken by somebody else before the ballast has it.
+const RACE: (&str, &str) = ("store/room.rs", "file.set_len(0)?;");
+/// A call seen this often in one scenario, at this kind of file, is not looked at again.
+const LOOKS: u32 = 400;
 
 #[derive(Default)]
 struct Seen {
@@ -61,6 +63,15 @@ pub(crate) fn seen(body: impl FnOnce()) -> BTreeSet<Site> {
     SEEN.set(Some(Seen::default()));
     body();
     SEEN.take().expect("nobody else took it").sites
+}
+
+/// A scenario begins.
+pub(crate) fn look_anew() {
+    SEEN.with_borrow_mut(|seen| {
+        if let Some(seen) = seen {
+            seen.looks.clear();
+        }
+    });
 }
 
 /// Notes who changes the disk.
@@ -119,7 +130,8 @@ pub(crate) fn all() -> BTreeMap<Site, String> {
 pub(crate) fn missed(all: &BTreeMap<Site, String>, seen: &BTreeSet<Site>) -> Vec<String> {
     let back = |text: &str| if text.starts_with('.') { 6 } else { 0 };
     let unseen = all.iter().filter(|((file, line), text)| {
-        !(line - back(text)..=*line).any(|line| seen.contains(&(file.clone(), line)))
+        (file.as_str(), text.as_str()) != RACE
+            && !(line - back(text)..=*line).any(|line| seen.contains(&(file.clone(), line)))
     });
     unseen.map(|((file, line), text)| format!("{file}:{line}: {text}")).collect()
 }
