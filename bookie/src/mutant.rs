@@ -18,6 +18,8 @@ pub enum Mutant {
     ChecksumTruncates,
     /// A duplicate is acknowledged before the first copy is durable.
     DuplicateAckedEarly,
+    /// The mark passes what only some of the directories have flushed (BK #3329).
+    MarkAheadOfFlush,
     /// What is listed as present may not be durable yet.
     ListedEarly,
     /// Writing goes on in a file that was replayed.

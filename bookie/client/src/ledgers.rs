@@ -4,7 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod hedge;
 mod ids;
-pub(crate) mod read;
+pub mod read;
 #[cfg(test)]
 mod tests;
 

@@ -14,8 +14,18 @@ pub enum Mutant {
     WaitForAll,
     /// 7: a ledger's record is written over whatever is there (BOOKKEEPER-584).
     StaleWriter,
+    /// 10: what a listing lacks is deleted (BookKeeper #870).
+    GcByListing,
+    /// 13: a checksum that fails ends a read instead of asking another holder (BookKeeper #4789).
+    DamageEndsRead,
     /// 26: what a slow slot lacks is kept for it without bound (Pulsar #12169).
     LagUnbounded,
+    /// 40: what is sent again was drained by the first sending (BookKeeper #4829).
+    ResendDrained,
+    /// One dead-id watermark for creators and bookies: raised after the scan, not before it (storage.md 1.4).
+    OneWatermark,
+    /// The owner's epoch is the revision at which it took over, which goes back when metadata is restored.
+    EpochOfRevision,
     /// Recovery's write-backs tell the recoverer's own progress as LAC (storage.md 1.5 R5).
     ProgressAsLac,
     /// In a degraded ensemble entries wait for the vacant slot: the window counts from LAFR, which stands still (storage.md 1.6).

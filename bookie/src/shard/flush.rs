@@ -3,6 +3,7 @@
 use super::cache::{Frozen, ids_of};
 use super::{Answer, Shard, Status, cost};
 use crate::format::row::LedgerRow;
+use crate::mutant::Mutant;
 use crate::segments::SegmentSet;
 use geminga_bookie_client::rpc::{IdRange, Proof, Read, ReadAnswer};
 use geminga_common::clock::Mono;
@@ -46,6 +47,10 @@ impl Shard {
         changed.sort_unstable();
         let mut ledgers = Vec::with_capacity(changed.len());
         for id in changed {
+            if self.config.has(Mutant::MarkAheadOfFlush) && id.0 % 2 == self.flushes % 2 {
+                self.changed.push(id);
+                continue;
+            }
             let ledger = self.ledgers.entry(id).or_default();
             ledger.changed = false;
             let entries = (!ledger.active.is_empty()).then(|| ledger.active.freeze());

@@ -6,12 +6,13 @@ use crate::ledger::{
     Bookies, Recovered, bookies_of, decode, get, get_patiently, no_bookies, place, plan, read_one, recover,
     seal,
 };
-use crate::meta::{EPOCH, MetaOp, MetaReply, OWNER, TOPIC, Topic, keys, tombstone};
+use crate::meta::{EPOCH, MetaOp, MetaReply, OWNER, TOPIC, Topic, keys, tombstone, watermark_of};
 use crate::plan::{MS, SECOND, Us};
 use crate::world::{Cx, Inbox};
 use crate::writer::{Event, Shell};
 use bytes::Bytes;
 use geminga_bookie_client::ledgers::AppendError;
+use geminga_bookie_client::mutant::{Mutant, active};
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::record::{
     ClosedLedger, Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange,
@@ -105,14 +106,12 @@ async fn take_over(cx: &Cx, alive: &Rc<Cell<bool>>) -> Option<(u64, Bytes)> {
             Op::put(EPOCH, counter),
         ],
     };
-    match cx.meta(MetaOp::Txn(txn)).await {
-        Ok(MetaReply::Txn(TxnOutcome::Committed(_))) => {}
+    let revision = match cx.meta(MetaOp::Txn(txn)).await {
+        Ok(MetaReply::Txn(TxnOutcome::Committed(revision))) => revision,
         Ok(_) | Err(MetaError::LeaseGone(_)) => return None,
-        Err(_) => {
-            let now = get_patiently(cx, OWNER).await;
-            now.filter(|r| r.value == value)?;
-        }
-    }
+        Err(_) => get_patiently(cx, OWNER).await.filter(|r| r.value == value)?.mod_revision,
+    };
+    let epoch = if active(Mutant::EpochOfRevision) { revision.0 } else { epoch };
     let (within, alive) = (cx.clone(), alive.clone());
     cx.spawn(async move {
         // Who gives the topic up lets the lease run out.
@@ -365,6 +364,7 @@ impl Owner {
         let wanted = !self.queue.is_empty() || !again.is_empty();
         let (created, planned) = if wanted { self.create(&next).await } else { None }.unzip();
         if let Some(record) = &created {
+            compares.push(Compare::ValueBelow(keys.wm_create(), id_value(record.id)));
             compares.push(Compare::Absent(keys.ledger(record.id)));
             ops.push(Op::put(keys.ledger(record.id), record.encode()));
             next.open = Some(record.id);
@@ -454,7 +454,8 @@ impl Owner {
     }
 
     async fn allocate(&mut self, above: Option<LedgerId>) -> Option<LedgerId> {
-        let floor = above.map_or(1, |id| id.0 + 1);
+        let dead = get(&self.cx, &keys().wm_create()).await.ok()?.as_ref().map_or(0, watermark_of);
+        let floor = above.map_or(1, |id| id.0 + 1).max(dead + 1);
         loop {
             let id = self.ids.0.max(floor);
             if id < self.ids.1 {
@@ -522,6 +523,10 @@ impl Owner {
             }
         });
     }
+}
+
+fn id_value(id: LedgerId) -> Bytes {
+    Bytes::copy_from_slice(&id.0.to_be_bytes())
 }
 
 /// A closed ledger as a record, for readers.

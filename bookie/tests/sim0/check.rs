@@ -64,10 +64,11 @@ pub(crate) struct Seen {
     pub(crate) takeovers: u64,
     pub(crate) unknown_resolved: u64,
     pub(crate) restarts: u64,
+    pub(crate) watermarks: u64,
 }
 
 impl Seen {
-    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 17] {
+    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 18] {
         [
             ("acked", &mut self.acked),
             ("ledgers", &mut self.ledgers),
@@ -86,6 +87,7 @@ impl Seen {
             ("take-overs", &mut self.takeovers),
             ("unknown outcomes resolved", &mut self.unknown_resolved),
             ("restarts", &mut self.restarts),
+            ("watermarks raised", &mut self.watermarks),
         ]
     }
 }
@@ -222,6 +224,9 @@ impl Checker {
         }
         let ledger = self.ledgers.entry(add.ledger).or_default();
         for entry in &add.entries {
+            if !entry.verify(add.ledger) {
+                return self.broken(format!("I4: {}:{} is sent with damaged bytes", add.ledger, entry.id));
+            }
             let content = Content { crc: entry.crc, size: entry.size() as u64 };
             if *ledger.contents.entry(entry.id).or_insert(content) != content {
                 return self.broken(format!("I4: {}:{} is sent with two contents", add.ledger, entry.id));
@@ -404,6 +409,18 @@ impl Checker {
             match op {
                 Op::Put { key, value, .. } if key == TOPIC => {
                     self.topic_written(Topic::decode(value), ops, keys)
+                }
+                Op::Put { key, value, .. } if *key == keys.wm() => {
+                    let wm = u64::from_be_bytes(value.as_ref().try_into().expect("a counter"));
+                    self.seen.watermarks += 1;
+                    let live = |(id, l): &(&LedgerId, &Ledger)| {
+                        id.0 <= wm && l.record.is_some() && l.closed.is_none()
+                    };
+                    if let Some(id) = self.ledgers.iter().find(live).map(|(id, _)| *id) {
+                        self.broken(format!(
+                            "I14: bookies are told to refuse ids up to {wm}, and {id} is open"
+                        ));
+                    }
                 }
                 Op::Put { key, value, .. } if keys.ledger_of_key(key).is_some() => {
                     match LedgerRecord::decode(value) {

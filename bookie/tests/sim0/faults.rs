@@ -66,6 +66,7 @@ impl World {
                 self.inject("metadata down");
                 self.meta_down = self.now + 500 * MS + self.rng.below(8 * SECOND);
             }
+            Fault::MetaRestore => self.restore_meta(),
             Fault::Stray => {
                 self.inject("stray recovery");
                 self.check.stray_wanted += 1;
@@ -95,6 +96,19 @@ impl World {
         let (length, run) = (self.pause_length(), self.nodes[node].run);
         self.after(length, Ev::Node(node, run, crate::node::NodeEvent::Resume));
         self.after(10 * SECOND, Ev::Node(node, run, crate::node::NodeEvent::Expire));
+    }
+
+    /// As an operator does it: everybody stops, the content goes into a fresh store, everybody starts.
+    fn restore_meta(&mut self) {
+        self.inject("metadata restored");
+        self.trace.note(self.now, "restore", 0, 0, || "metadata is restored: revisions begin anew".into());
+        self.forget_meta_calls();
+        self.meta.restore();
+        for proc in 0..=self.plan.brokers {
+            self.kill(proc);
+            let delay = 100 * MS + self.rng.below(3 * SECOND);
+            self.after(delay, Ev::StartBroker(proc));
+        }
     }
 
     fn crash_broker(&mut self) {

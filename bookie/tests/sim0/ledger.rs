@@ -7,6 +7,7 @@ use crate::node::Req;
 use crate::plan::{MS, SECOND};
 use crate::world::{Cx, Inbox, Outcome};
 use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::ledgers::{ReadError, read};
 use geminga_bookie_client::quorum::SlotSet;
 use geminga_bookie_client::record::{Fragment, LedgerRecord, LedgerState, OpId};
 use geminga_bookie_client::recovery::state::{BATCH_BYTES, Effect, State, Verdict};
@@ -248,24 +249,34 @@ fn carry_out(cx: &Cx, record: &LedgerRecord, effect: Effect, inbox: &Inbox<Happe
     }
 }
 
-/// Reads one entry from one slot after another. `Ok(None)`: a negative quorum says that it is not there.
+/// Reads one entry. `Ok(None)`: a negative quorum says that it is not there.
 pub(crate) async fn read_one(cx: &Cx, record: &LedgerRecord, id: EntryId) -> Result<Option<Entry>, ()> {
-    let fragment = record.fragments.iter().rfind(|f| f.first <= id).ok_or(())?;
-    let mut absent = 0;
-    let order: Vec<u32> = record.quorum.write_order(id).collect();
-    for slot in order {
-        let Some(bookie) = &fragment.ensemble[slot as usize] else { continue };
-        let read = Read { ledger: record.id, first: id, last: id, bytes_max: 1, class: ReadClass::Tail };
-        match cx.ask(bookie, Req::Read(read)).await {
-            Outcome::Read(ReadAnswer::Found(entries)) => {
-                let good = entries.into_iter().next().filter(|e| e.id == id && e.verify(record.id));
-                if good.is_some() {
-                    return Ok(good);
-                }
-            }
-            Outcome::Read(ReadAnswer::NotFound(_)) => absent += 1,
-            _ => {}
+    Ok(read_run(cx, record, id, id).await?.and_then(|run| run.into_iter().next()))
+}
+
+/// Reads a run of entries through the client's own machine, one holder after another.
+pub(crate) async fn read_run(
+    cx: &Cx,
+    record: &LedgerRecord,
+    first: EntryId,
+    last: EntryId,
+) -> Result<Option<Vec<Entry>>, ()> {
+    let mut plan = read::plan(&record.view(), first, last, 4000, ReadClass::Tail).ok_or(())?;
+    let fragment = record.fragments.iter().rfind(|f| f.first <= first).ok_or(())?;
+    let named = |slot: &u32| fragment.ensemble[*slot as usize].is_some();
+    let mut unasked = record.quorum.write_order(first).filter(named).count();
+    while let Some(bookie) = plan.ask() {
+        unasked -= 1;
+        if let Outcome::Read(answer) = cx.ask(&bookie, Req::Read(plan.request())).await
+            && let Some(run) = plan.on_answer(&bookie, answer)
+        {
+            return Ok(Some(run));
         }
     }
-    if absent >= record.quorum.negative() { Ok(None) } else { Err(()) }
+    if unasked > 0 {
+        let text =
+            format!("S1: a read of {}:{first} ends although {unasked} holders were not asked", record.id);
+        cx.check(|c| c.broken(text));
+    }
+    if matches!(plan.verdict(), ReadError::NoSuchEntry(_)) { Ok(None) } else { Err(()) }
 }

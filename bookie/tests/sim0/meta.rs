@@ -67,12 +67,13 @@ pub(crate) enum MetaReply {
 
 pub(crate) struct Meta {
     store: MemoryStore,
+    clock: Arc<ManualClock>,
     keys: Keys,
 }
 
 impl Meta {
     pub(crate) fn new(clock: Arc<ManualClock>) -> Self {
-        Self { store: MemoryStore::new(clock), keys: keys() }
+        Self { store: MemoryStore::new(clock.clone()), clock, keys: keys() }
     }
 
     /// Runs a call now. The store in memory answers at once.
@@ -100,6 +101,23 @@ impl Meta {
         })
     }
 
+    /// The same content in a fresh store: revisions begin anew, leases are gone and what hung on them.
+    pub(crate) fn restore(&mut self) {
+        let all = self.peek_all("");
+        self.store = MemoryStore::new(self.clock.clone());
+        all.into_iter().filter(|r| r.key != OWNER).for_each(|r| self.put(r.key, Some(r.value)));
+    }
+
+    /// The watermark that bookies obey.
+    pub(crate) fn watermark(&self) -> u64 {
+        self.peek_all(&self.keys.wm())
+            .iter()
+            .filter(|r| r.key == self.keys.wm())
+            .map(watermark_of)
+            .max()
+            .unwrap_or(0)
+    }
+
     fn put(&self, key: String, value: Option<Bytes>) {
         let op = match value {
             Some(value) => Op::put(key, value),
@@ -122,6 +140,11 @@ impl Meta {
     pub(crate) fn peek_all(&self, prefix: &str) -> Vec<Record> {
         self.store.list(prefix, None, 10_000).now_or_never().and_then(Result::ok).unwrap_or_default()
     }
+}
+
+/// A watermark as stored.
+pub(crate) fn watermark_of(record: &Record) -> u64 {
+    u64::from_be_bytes(record.value.as_ref().try_into().expect("a counter"))
 }
 
 /// A bookie's registration as stored.

@@ -22,7 +22,7 @@ enum Back {
 }
 
 /// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
-const MUSEUM: [(&str, Back, u64, &[&str]); 19] = [
+const MUSEUM: [(&str, Back, u64, &[&str]); 25] = [
     ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
     ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
     ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
@@ -33,11 +33,17 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 19] = [
     ("7", Back::Protocol(Mutant::StaleWriter), 2000, &["I3", "I12", "I10", "I2"]),
     ("8", Back::Store(StoreMutant::TombstoneForgotten), 4000, &["I7", "I5", "I2", "I14"]),
     ("9", Back::Store(StoreMutant::UnparsedCollected), 8000, &["I7", "S1"]),
+    ("10", Back::Protocol(Mutant::GcByListing), 4000, &["I13"]),
     ("11", Back::Store(StoreMutant::BadRecordSkipped), 6000, &["I7", "I5", "S9"]),
+    ("13", Back::Protocol(Mutant::DamageEndsRead), 2000, &["S1"]),
+    ("14", Back::Store(StoreMutant::MarkAheadOfFlush), 4000, &["I7", "I5"]),
     ("15", Back::Store(StoreMutant::IdentityMissingOk), 4000, &["I7", "I5", "b"]),
     ("26", Back::Protocol(Mutant::LagUnbounded), 2000, &["I16"]),
     ("38", Back::Store(StoreMutant::SyncRetried), 6000, &["I7", "S9"]),
     ("39", Back::Store(StoreMutant::ChecksumTruncates), 6000, &["I7", "I5"]),
+    ("40", Back::Protocol(Mutant::ResendDrained), 2000, &["I4"]),
+    ("own", Back::Protocol(Mutant::OneWatermark), 8000, &["I14"]),
+    ("own", Back::Protocol(Mutant::EpochOfRevision), 4000, &["I20", "S2"]),
     ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
     ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
     ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),

@@ -37,6 +37,8 @@ pub(crate) enum NodeEvent {
     Register,
     /// Down for longer than its lease.
     Expire,
+    /// Reads the dead-id watermark.
+    Watermark,
     Batch,
     Write,
     Flush,
@@ -87,6 +89,8 @@ pub(crate) struct Node {
     batch_due: bool,
     pub(crate) slow_until: Us,
     pub(crate) disks: u64,
+    /// Ids up to here are refused: durable in a store, and read from metadata now and then.
+    watermark: u64,
     /// Bytes that were durable were changed or lost: the store may be in doubt.
     pub(crate) damaged: bool,
 }
@@ -158,6 +162,7 @@ impl Node {
             batch_due: false,
             slow_until: 0,
             disks: 0,
+            watermark: 0,
             damaged: false,
         }
     }
@@ -279,6 +284,10 @@ impl World {
                     }
                     refused => self.reply(node, proc, call, Outcome::Stat(refused)),
                 }
+            }
+            // Repair is exempt: it copies what is closed.
+            Req::Add(add) if add.ledger.0 <= n.watermark && proc != self.plan.brokers => {
+                self.reply(node, proc, call, Outcome::Add(Err(AddError::Tombstoned)));
             }
             // Adds keep their order: one that waits for room is not overtaken.
             Req::Add(_) if !n.waiting.is_empty() => n.waiting.push_back((call, proc, req)),
@@ -418,6 +427,14 @@ impl World {
             NodeEvent::Register => self.register(node),
             NodeEvent::Resume => self.resume_node(node),
             NodeEvent::NewDisk | NodeEvent::Expire => {}
+            NodeEvent::Watermark => {
+                if self.now >= self.meta_down {
+                    let n = &mut self.nodes[node];
+                    n.watermark = n.watermark.max(self.meta.watermark());
+                }
+                let delay = SECOND + self.rng.below(3 * SECOND);
+                self.node_soon(node, delay, NodeEvent::Watermark);
+            }
             NodeEvent::Batch => self.batch(node),
             NodeEvent::Write => {
                 let pick = self.rng.next_u64();
@@ -536,6 +553,7 @@ impl World {
         self.nodes[node].steps = Some(steps);
         let first = 300 * MS + self.rng.below(2 * SECOND);
         self.node_soon(node, first, NodeEvent::Flush);
+        self.node_soon(node, first, NodeEvent::Watermark);
         if health == Health::Serving {
             let delay = 5 * MS + self.rng.below(300 * MS);
             self.node_soon(node, delay, NodeEvent::Register);
@@ -587,6 +605,7 @@ impl World {
         n.disk = disk;
         n.me.incarnation = incarnation;
         n.damaged = false;
+        n.watermark = 0;
         let me = n.me.clone();
         self.trace.note(self.now, "wipe", node as u64, 0, || format!("{me} starts with a blank disk"));
         self.meta.live(&me.id, false);

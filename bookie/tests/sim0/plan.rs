@@ -46,6 +46,8 @@ pub(crate) enum Fault {
     MetaDown,
     /// Somebody who does not own the ledger recovers it.
     Stray,
+    /// Metadata is restored into a new store: its content stays, its revisions begin anew, and all that used it start again.
+    MetaRestore,
 }
 
 pub(crate) const FAULTS: [Fault; 15] = [
@@ -77,6 +79,10 @@ pub(crate) struct NetFaults {
     pub(crate) meta_loss: u64,
     /// Watch events lost, late or told twice.
     pub(crate) hints: u64,
+    /// Entries on the wire of which a byte changes.
+    pub(crate) flips: u64,
+    /// Listings that lack some of what there is.
+    pub(crate) holes: u64,
 }
 
 /// A stretch of time with its faults.
@@ -125,7 +131,7 @@ impl Plan {
             windows.push(Self::window(rng, at, length, &enabled, weather));
             at += length;
         }
-        Self {
+        let plan = Self {
             quorum,
             bookies: e as usize + spares,
             brokers: 2 + rng.below(2) as usize,
@@ -138,7 +144,23 @@ impl Plan {
             windows,
             heal: at,
             hung_after: spares > 0 && rng.below(4) == 0,
+        };
+        plan.with_late_faults(rng)
+    }
+
+    /// What joined later is drawn last: the rest of a seed's plan stays what it was.
+    fn with_late_faults(mut self, rng: &mut Rng) -> Self {
+        let (flips, holes, restores) = (rng.below(3) == 0, rng.below(3) == 0, rng.below(6) == 0);
+        for window in
+            self.windows.iter_mut().filter(|w| w.net != NetFaults::default() || !w.faults.is_empty())
+        {
+            window.net.flips = if flips { rng.below(30) } else { 0 };
+            window.net.holes = if holes { rng.below(400) } else { 0 };
+            if restores && rng.below(3) == 0 {
+                window.faults.push((window.start + rng.below(SECOND), Fault::MetaRestore));
+            }
         }
+        self
     }
 
     fn window(rng: &mut Rng, start: Us, length: Us, enabled: &[Fault], weather: [bool; 6]) -> Window {
@@ -153,6 +175,7 @@ impl Plan {
             overtake: rate(weather[3], 150),
             meta_loss: rate(weather[4], 300),
             hints: rate(weather[5], 500),
+            ..NetFaults::default()
         };
         let mut faults = Vec::new();
         for fault in enabled {

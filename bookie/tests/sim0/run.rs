@@ -1,7 +1,7 @@
 //! One seed from beginning to end: faults, healing, liveness, everything read back.
 
 use crate::check::{Seen, message_of};
-use crate::ledger::{Bookies, Recovered, get_patiently, read_one, recover};
+use crate::ledger::{Bookies, Recovered, get_patiently, read_run, recover};
 use crate::meta::{TOPIC, Topic, keys};
 use crate::plan::{MS, Plan, SECOND, Us};
 use crate::world::{Cx, Sim};
@@ -147,20 +147,24 @@ async fn read_everything(cx: Cx) {
     for segment in &topic.segments {
         let record = crate::broker::view(segment);
         let record = asked_last(&cx, record);
-        for id in (0..segment.last.map_or(0, |l| l.0 + 1)).map(EntryId) {
-            let entry = loop {
-                match read_one(&cx, &record, id).await {
-                    Ok(Some(entry)) => break entry,
-                    Ok(None) => {
-                        return cx.check(|c| {
-                            c.broken(format!("S1: a quorum says that {}:{id} does not exist", record.id))
-                        });
+        let Some(last) = segment.last else { continue };
+        let mut id = EntryId(0);
+        while id <= last {
+            match read_run(&cx, &record, id, last).await {
+                Ok(Some(run)) => {
+                    for entry in run {
+                        let (message, producer) = message_of(&entry.payload);
+                        read.push((record.id, entry.id, message, producer));
+                        id = entry.id.next();
                     }
-                    Err(()) => cx.sleep(500 * MS).await,
                 }
-            };
-            let (message, producer) = message_of(&entry.payload);
-            read.push((record.id, id, message, producer));
+                Ok(None) => {
+                    return cx.check(|c| {
+                        c.broken(format!("S1: a quorum says that {}:{id} does not exist", record.id))
+                    });
+                }
+                Err(()) => cx.sleep(500 * MS).await,
+            }
         }
     }
     cx.check(|c| c.read_all(&read));

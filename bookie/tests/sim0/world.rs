@@ -8,6 +8,7 @@ use crate::check::Checker;
 use crate::meta::{Meta, MetaOp, MetaReply};
 use crate::node::{Node, NodeEvent, Req};
 use crate::plan::{MS, NetFaults, Plan, SECOND, Us};
+use geminga_bookie_client::entry::Entry;
 use geminga_bookie_client::rpc::{AddError, BookieRef, ControlError, Doubt, LedgerStat, ReadAnswer, Tail};
 use geminga_common::clock::ManualClock;
 use geminga_common::metadata::{MetaError, TxnOutcome};
@@ -225,14 +226,35 @@ impl World {
         self.ready.insert(proc);
     }
 
+    /// Requests to metadata that are on their way never arrive.
+    pub(crate) fn forget_meta_calls(&mut self) {
+        self.queue.retain(|_, ev| !matches!(ev, Ev::MetaArrives { .. }));
+    }
+
+    /// A byte of an entry changes on the wire, now and then.
+    fn flip_on_wire(&mut self, entries: &mut [Entry]) {
+        if entries.is_empty() || !self.chance(self.net.flips) {
+            return;
+        }
+        self.inject("byte flipped on the wire");
+        let at = self.rng.below(entries.len() as u64) as usize;
+        let mut payload = entries[at].payload.to_vec();
+        let byte = self.rng.below(payload.len() as u64) as usize;
+        payload[byte] ^= 1 << self.rng.below(8);
+        entries[at].payload = payload.into();
+    }
+
     /// Sends a request to a bookie over a network that may lose, delay, repeat and reorder it.
-    pub(crate) fn send(&mut self, proc: usize, to: &BookieRef, req: Req, deliver: Deliver) {
+    pub(crate) fn send(&mut self, proc: usize, to: &BookieRef, mut req: Req, deliver: Deliver) {
         let life = self.procs[proc].life;
         let call = self.call(proc, life, deliver);
         self.after(patience(&req), Ev::ToProc { call, outcome: unknown(&req) });
         let Some(node) = self.nodes.iter().position(|n| n.id == to.id) else { return };
         if let Req::Add(add) = &req {
             self.check.sent(add);
+        }
+        if let Req::Add(add) = &mut req {
+            self.flip_on_wire(&mut add.entries);
         }
         let mut arrival = self.now + 100 + self.rng.below(900);
         if self.chance(self.net.delay) {
@@ -262,7 +284,12 @@ impl World {
     }
 
     /// Sends an answer back.
-    pub(crate) fn reply(&mut self, node: usize, proc: usize, call: u64, outcome: Outcome) {
+    pub(crate) fn reply(&mut self, node: usize, proc: usize, call: u64, mut outcome: Outcome) {
+        match &mut outcome {
+            Outcome::Read(ReadAnswer::Found(entries)) => self.flip_on_wire(entries),
+            Outcome::Tail(Ok(tail)) => self.flip_on_wire(&mut tail.entries),
+            _ => {}
+        }
         if self.now < self.links[proc][node].answers_cut || self.chance(self.net.drop) {
             self.inject("answer lost");
             return;
@@ -328,7 +355,18 @@ impl World {
         }
         let what = self.trace.on().then(|| op.to_string());
         let changes = matches!(op, MetaOp::Txn(_));
-        let answer = self.meta.run(op, &mut self.check);
+        let mut answer = self.meta.run(op, &mut self.check);
+        if let Ok(MetaReply::List(records)) = &mut answer
+            && self.chance(self.net.holes)
+        {
+            self.inject("listing with holes");
+            let kept = self.rng.next_u64();
+            let mut at = 0;
+            records.retain(|_| {
+                at += 1;
+                kept >> (at % 64) & 1 == 1
+            });
+        }
         if let Some(what) = what {
             self.trace.text(self.now, &format!("metadata: {what} -> {answer:?}"));
         }
@@ -435,8 +473,14 @@ impl Sim {
         w.pass(at);
         w.trace.event(at, seq, &ev);
         if let Ev::StartBroker(proc) = ev {
+            let (alive, controller) = (w.procs[proc].alive, proc == w.plan.brokers);
             drop(w);
-            self.start(proc, crate::broker::run);
+            match (alive, controller) {
+                // Two reasons to start it again, and the first did.
+                (true, _) => {}
+                (false, true) => self.start(proc, crate::controller::run),
+                (false, false) => self.start(proc, crate::broker::run),
+            }
             return true;
         }
         w.handle(ev);

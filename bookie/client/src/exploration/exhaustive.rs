@@ -6,34 +6,13 @@
 //! the store back to what is durable. Requests and answers may take any time (so: also for ever); `faults` bounds how often a
 //! caller is told that it cannot know, while the call goes on.
 
+mod kept;
 mod small_world;
 
+use kept::Mix;
 use small_world::{Bounds, Small};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
-/// A plain multiplicative hash: fast, the same in every run.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        let x = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        x ^ (x >> 29)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(25) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
+use std::hash::BuildHasherDefault;
 
 type Visited = HashMap<u64, u64, BuildHasherDefault<Mix>>;
 
@@ -107,7 +86,7 @@ fn story(bounds: Bounds, visited: &Visited, last: u64) -> String {
             out.push("(a step that does not repeat)".to_owned());
             break;
         };
-        out.push(next.step().to_owned());
+        out.push(next.step().to_string());
         state = next;
     }
     out.join("\n")

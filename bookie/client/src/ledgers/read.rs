@@ -7,20 +7,25 @@
 use super::hedge::{Hedge, PATIENCE};
 use super::{LedgerView, ReadError};
 use crate::entry::Entry;
+use crate::mutant::{Mutant, active};
 use crate::rpc::{BookieRef, BookieRpc, Read, ReadAnswer, ReadClass};
 use futures::stream::{FuturesUnordered, StreamExt};
 use geminga_common::ids::{EntryId, LedgerId};
+use std::collections::VecDeque;
 use tokio::time::Instant;
 
-/// Whom to ask for what.
-pub(crate) struct Plan {
+/// A read as a pure machine: whom to ask next, and what the answers amount to.
+#[derive(Clone, Debug)]
+pub struct Plan {
     request: Read,
-    bookies: Vec<BookieRef>,
+    untried: VecDeque<BookieRef>,
     negative: u32,
+    absent: u32,
 }
 
 /// `None` when the ids lie in no fragment.
-pub(crate) fn plan(
+#[must_use]
+pub fn plan(
     view: &LedgerView,
     first: EntryId,
     last: EntryId,
@@ -34,41 +39,91 @@ pub(crate) fn plan(
     let slots = view.quorum.write_order(first);
     Some(Plan {
         request: Read { ledger: view.id, first, last, bytes_max, class },
-        bookies: slots.filter_map(|slot| fragment.ensemble.get(slot as usize)?.clone()).collect(),
+        untried: slots.filter_map(|slot| fragment.ensemble.get(slot as usize)?.clone()).collect(),
         negative: view.quorum.negative(),
+        absent: 0,
     })
 }
 
+impl Plan {
+    /// What to ask for.
+    #[must_use]
+    pub fn request(&self) -> Read {
+        self.request
+    }
+
+    /// The next holder to ask; `None` when all have been.
+    pub fn ask(&mut self) -> Option<BookieRef> {
+        self.untried.pop_front()
+    }
+
+    /// Whether a holder is left to ask.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        !self.untried.is_empty()
+    }
+
+    /// The entries of an answer, if it has them intact; otherwise the next holder is to be asked.
+    pub fn on_answer(&mut self, bookie: &BookieRef, answer: ReadAnswer) -> Option<Vec<Entry>> {
+        let Read { ledger, first, last, .. } = self.request;
+        match answer {
+            ReadAnswer::Found(entries) => {
+                let entries = intact(ledger, first, last, entries);
+                if !entries.is_empty() {
+                    return Some(entries);
+                }
+                if active(Mutant::DamageEndsRead) {
+                    self.untried.clear();
+                }
+                tracing::warn!(%ledger, entry = %first, %bookie, "damaged entry read");
+            }
+            ReadAnswer::NotFound(_) => self.absent += 1,
+            ReadAnswer::Unknown(doubt) => {
+                tracing::debug!(%ledger, entry = %first, %bookie, ?doubt, "read undecided");
+            }
+        }
+        None
+    }
+
+    /// What it means that nobody had the entries: absence is believed only from a negative quorum.
+    #[must_use]
+    pub fn verdict(&self) -> ReadError {
+        if self.absent >= self.negative {
+            ReadError::NoSuchEntry(self.request.first)
+        } else {
+            ReadError::Unavailable(self.request.first)
+        }
+    }
+}
+
 /// Asks until one slot has the entries, or all have been asked.
-pub(crate) async fn run(rpc: &dyn BookieRpc, hedge: &Hedge, plan: Plan) -> Result<Vec<Entry>, ReadError> {
-    let Plan { request, bookies, negative } = plan;
+pub(crate) async fn run(rpc: &dyn BookieRpc, hedge: &Hedge, mut plan: Plan) -> Result<Vec<Entry>, ReadError> {
+    let request = plan.request();
     let (start, class) = (Instant::now(), request.class);
     let after = hedge.begin(class);
-    let mut untried = bookies.iter();
     let mut asked = FuturesUnordered::new();
-    let ask = |bookie: &BookieRef| {
-        let (bookie, reading) = (bookie.clone(), rpc.read(bookie, request));
+    let ask = |bookie: BookieRef| {
+        let reading = rpc.read(&bookie, request);
         async move { (bookie, reading.await) }
     };
-    asked.extend(untried.next().map(ask));
-    let mut absent = 0;
+    asked.extend(plan.ask().map(ask));
     let mut patience = start + after;
     while !asked.is_empty() {
         tokio::select! {
             biased;
             Some((bookie, answer)) = asked.next() => {
-                if let Some(entries) = judge(&request, &bookie, answer, &mut absent) {
+                if let Some(entries) = plan.on_answer(&bookie, answer) {
                     hedge.found(class, start.elapsed());
                     return Ok(entries);
                 }
-                asked.extend(untried.next().map(ask));
+                asked.extend(plan.ask().map(ask));
                 patience = Instant::now() + after;
             }
             // The last one is waited for: the rpc has deadlines of its own.
-            () = tokio::time::sleep_until(patience), if untried.len() > 0 => {
+            () = tokio::time::sleep_until(patience), if plan.is_left() => {
                 let now = Instant::now();
                 if now >= start + PATIENCE || hedge.spend(class) {
-                    asked.extend(untried.next().map(ask));
+                    asked.extend(plan.ask().map(ask));
                     patience = now + after;
                 } else {
                     patience = start + PATIENCE;
@@ -76,29 +131,7 @@ pub(crate) async fn run(rpc: &dyn BookieRpc, hedge: &Hedge, plan: Plan) -> Resul
             }
         }
     }
-    if absent >= negative {
-        Err(ReadError::NoSuchEntry(request.first))
-    } else {
-        Err(ReadError::Unavailable(request.first))
-    }
-}
-
-/// The entries of an answer, if it has them intact; counts provable absence.
-fn judge(request: &Read, bookie: &BookieRef, answer: ReadAnswer, absent: &mut u32) -> Option<Vec<Entry>> {
-    match answer {
-        ReadAnswer::Found(entries) => {
-            let entries = intact(request.ledger, request.first, request.last, entries);
-            if !entries.is_empty() {
-                return Some(entries);
-            }
-            tracing::warn!(ledger = %request.ledger, entry = %request.first, %bookie, "damaged entry read");
-        }
-        ReadAnswer::NotFound(_) => *absent += 1,
-        ReadAnswer::Unknown(doubt) => {
-            tracing::debug!(ledger = %request.ledger, entry = %request.first, %bookie, ?doubt, "read undecided");
-        }
-    }
-    None
+    Err(plan.verdict())
 }
 
 /// The run of entries from `first` on whose ids and checksums hold.

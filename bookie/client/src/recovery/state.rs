@@ -611,6 +611,11 @@ impl State {
 
 #[cfg(test)]
 impl State {
+    /// Whether the end of its patience could change anything.
+    pub(crate) fn is_patient(&self) -> bool {
+        self.phase == Phase::Deciding && !self.patience_over
+    }
+
     /// The same state with slots renamed: `to[i]` is the new number of slot i. For the exploration, which merges such states.
     pub(crate) fn permuted(&self, to: &[u32]) -> Self {
         let set = |slots: SlotSet| -> SlotSet { slots.iter().map(|s| to[s as usize]).collect() };

@@ -655,7 +655,10 @@ impl State {
             .pending
             .iter()
             .filter(|p| self.quorum.write_set(p.entry.id).contains(slot))
-            .map(|p| p.entry.clone())
+            .map(|p| match active(Mutant::ResendDrained) {
+                true => Entry { payload: bytes::Bytes::new(), ..p.entry.clone() },
+                false => p.entry.clone(),
+            })
             .collect();
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
             let (first, last) = (first.id, last.id);

@@ -1,8 +1,8 @@
 //! The world that is explored exhaustively: one ledger, E = Qw = 3, Qa = 2, and what each of its states leads to.
 
-use super::Mix;
+use super::kept::{Kept, hash_of, keep};
 use crate::entry::{Header, Kind};
-use crate::ledgers::NewEntry;
+use crate::ledgers::{AppendError, NewEntry};
 use crate::memory::store::Store;
 use crate::quorum::{QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange};
@@ -14,7 +14,8 @@ use geminga_common::ids::{
     BookieId, EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId,
 };
 use geminga_common::metadata::Revision;
-use std::hash::{Hash, Hasher};
+use std::fmt;
+use std::hash::Hash;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -32,13 +33,13 @@ pub(super) struct Bounds {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Who {
+pub(super) enum Who {
     Writer,
     Recoverer(usize),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Msg {
+pub(super) enum Msg {
     Add { who: Who, slot: u32, generation: u32, add: Add },
     Added { who: Who, slot: u32, generation: u32, ids: (EntryId, EntryId), result: Result<(), AddError> },
     Fence { n: usize, slot: u32, term: Term, from: EntryId },
@@ -52,7 +53,7 @@ struct Bookie {
     live: Store,
     durable: Store,
     /// Answers that wait for the disk.
-    held: Vec<Rc<Msg>>,
+    held: Vec<Rc<Kept<Msg>>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -61,29 +62,58 @@ struct Recoverer {
     revision: Revision,
 }
 
+/// What led to a state.
+#[derive(Clone)]
+pub(super) enum Step {
+    Start,
+    Append,
+    WriterCloses,
+    Readmission,
+    RecoveryStarts,
+    PatienceOver(usize),
+    Deadline(usize),
+    Syncs(u32),
+    Crashes(u32),
+    Arrives(Rc<Kept<Msg>>),
+    NoAnswerInTime(Rc<Kept<Msg>>),
+}
+
 #[derive(Clone)]
 pub(super) struct Small {
     left: Bounds,
-    bookies: Vec<Rc<Bookie>>,
-    writer: Rc<writer::State>,
-    recoverers: Vec<Rc<Recoverer>>,
-    record: Rc<LedgerRecord>,
+    bookies: [Rc<Kept<Bookie>>; SLOTS as usize],
+    /// `None` is over: nothing it could still be told changes anything.
+    writer: Option<Rc<Kept<writer::State>>>,
+    recoverers: Vec<Option<Rc<Kept<Recoverer>>>>,
+    record: Rc<Kept<LedgerRecord>>,
     revision: Revision,
-    net: Vec<Rc<Msg>>,
+    net: Vec<Rc<Kept<Msg>>>,
     acked: Option<EntryId>,
     closed: Option<(Option<EntryId>, u64)>,
     broken: Option<String>,
-    step: String,
-}
-
-fn hash_of(value: &impl Hash) -> u64 {
-    let mut mix = Mix::default();
-    value.hash(&mut mix);
-    mix.finish()
+    step: Step,
 }
 
 fn a_bookie() -> BookieRef {
     BookieRef { id: BookieId::new("b").expect("a plain name"), incarnation: Incarnation(1) }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Start => f.write_str("the start"),
+            Step::Append => f.write_str("append"),
+            Step::WriterCloses => f.write_str("the writer closes"),
+            Step::Readmission => f.write_str("readmission"),
+            Step::RecoveryStarts => f.write_str("a recovery starts"),
+            Step::PatienceOver(n) => write!(f, "patience of {n} is over"),
+            Step::Deadline(n) => write!(f, "deadline of {n}"),
+            Step::Syncs(slot) => write!(f, "{slot} syncs"),
+            Step::Crashes(slot) => write!(f, "{slot} crashes"),
+            Step::Arrives(msg) => write!(f, "arrives: {:?}", ***msg),
+            Step::NoAnswerInTime(msg) => write!(f, "no answer in time: {:?}", ***msg),
+        }
+    }
 }
 
 impl Msg {
@@ -104,8 +134,8 @@ impl Msg {
     }
 }
 
-fn sorted(mut messages: Vec<Rc<Msg>>) -> Vec<Rc<Msg>> {
-    messages.sort_by_cached_key(hash_of);
+fn sorted(mut messages: Vec<Rc<Kept<Msg>>>) -> Vec<Rc<Kept<Msg>>> {
+    messages.sort_unstable_by_key(|m| m.hash);
     messages
 }
 
@@ -131,19 +161,20 @@ impl Small {
             op_id: OpId(0),
         };
         let store = Store::new(a_bookie());
-        let bookie = Rc::new(Bookie { live: store.clone(), durable: store, held: Vec::new() });
+        let bookie = keep(Bookie { live: store.clone(), durable: store, held: Vec::new() });
+        let writer = writer::State::new(record.clone(), Revision(1), writer::Limits::default());
         Self {
             left: bounds,
-            bookies: vec![bookie; SLOTS as usize],
-            writer: Rc::new(writer::State::new(record.clone(), Revision(1), writer::Limits::default())),
+            bookies: std::array::from_fn(|_| bookie.clone()),
+            writer: Some(keep(writer)),
             recoverers: Vec::new(),
-            record: Rc::new(record),
+            record: keep(record),
             revision: Revision(1),
             net: Vec::new(),
             acked: None,
             closed: None,
             broken: None,
-            step: String::new(),
+            step: Step::Start,
         }
     }
 
@@ -164,7 +195,7 @@ impl Small {
         self.broken.as_deref()
     }
 
-    pub(super) fn step(&self) -> &str {
+    pub(super) fn step(&self) -> &Step {
         &self.step
     }
 
@@ -172,7 +203,10 @@ impl Small {
     /// does not tell apart, in the order that hashes lowest.
     pub(super) fn canonical(self) -> Self {
         let mut order: Vec<(u64, u32)> = (0..SLOTS)
-            .map(|slot| (hash_of(&(&self.bookies[slot as usize], self.writer.of_slot(slot))), slot))
+            .map(|slot| {
+                let of_writer = self.writer.as_ref().map(|w| w.of_slot(slot));
+                (hash_of(&(&self.bookies[slot as usize], of_writer)), slot)
+            })
             .collect();
         order.sort_unstable();
         let tied = |a: usize, b: usize| order[a].0 == order[b].0;
@@ -191,21 +225,27 @@ impl Small {
     }
 
     fn permuted(&self, to: &[u32]) -> Self {
-        let messages = |all: &[Rc<Msg>]| sorted(all.iter().map(|m| Rc::new(m.permuted(to))).collect());
         let mut next = self.clone();
-        next.net = messages(&self.net);
         if to.iter().zip(0..).all(|(new, old)| *new == old) {
+            next.net = sorted(next.net);
             return next;
         }
+        let messages =
+            |all: &[Rc<Kept<Msg>>]| sorted(all.iter().map(|m| keep(m.permuted(to))).collect::<Vec<_>>());
+        next.net = messages(&self.net);
         for (at, bookie) in self.bookies.iter().enumerate() {
-            let mut bookie = Bookie::clone(bookie);
-            bookie.held = messages(&bookie.held);
-            next.bookies[to[at] as usize] = Rc::new(bookie);
+            next.bookies[to[at] as usize] = if bookie.held.is_empty() {
+                bookie.clone()
+            } else {
+                keep(Bookie { held: messages(&bookie.held), ..Bookie::clone(bookie) })
+            };
         }
-        next.writer = Rc::new(self.writer.permuted(to));
-        next.record = Rc::new(self.record.permuted(to));
+        next.writer = self.writer.as_ref().map(|w| keep(w.permuted(to)));
+        next.record = keep(self.record.permuted(to));
         for (recoverer, before) in next.recoverers.iter_mut().zip(&self.recoverers) {
-            *recoverer = Rc::new(Recoverer { state: before.state.permuted(to), revision: before.revision });
+            *recoverer = before
+                .as_ref()
+                .map(|r| keep(Recoverer { state: r.state.permuted(to), revision: r.revision }));
         }
         next
     }
@@ -214,60 +254,128 @@ impl Small {
 
     pub(super) fn successors(&self) -> Vec<Self> {
         let mut out = Vec::new();
-        let mut go = |text: String, step: &dyn Fn(&mut Self)| {
+        let mut go = |name: Step, step: &dyn Fn(&mut Self)| {
             let mut next = self.clone();
-            next.step = text;
+            next.step = name;
             step(&mut next);
+            next.forget_what_cannot_matter();
             out.push(next);
         };
-        let open = *self.writer.status() == writer::Status::Open;
-        if open && self.left.entries > 0 {
-            go("append".into(), &Self::append);
-        }
-        if open
-            && self.writer.lac() == self.writer.last_sent()
-            && !self.writer.changing()
-            && self.acked.is_some()
-        {
-            go("the writer closes".into(), &Self::close);
-        }
-        if open && self.left.readmissions > 0 && !self.writer.vacant().is_empty() && !self.writer.changing() {
-            go("readmission".into(), &Self::readmit);
+        if let Some(writer) = &self.writer {
+            let open = *writer.status() == writer::Status::Open;
+            if open && self.left.entries > 0 {
+                go(Step::Append, &Self::append);
+            }
+            let drained = writer.lac() == writer.last_sent() && self.acked.is_some();
+            if !writer.changing() && (drained || !open) {
+                go(Step::WriterCloses, &Self::close);
+            }
+            if open && self.left.readmissions > 0 && !writer.vacant().is_empty() && !writer.changing() {
+                go(Step::Readmission, &Self::readmit);
+            }
         }
         if self.left.recoverers > 0 && self.closed.is_none() {
-            go("a recovery starts".into(), &Self::start_recovery);
+            go(Step::RecoveryStarts, &Self::start_recovery);
         }
-        for n in 0..self.recoverers.len() {
-            if !self.recoverers[n].state.over() {
-                go(format!("patience of {n} is over"), &|w| w.recovery(n, |s, out| s.on_patience_over(out)));
-                if self.left.faults > 0 {
-                    go(format!("deadline of {n}"), &|w| {
-                        w.left.faults -= 1;
-                        w.recovery(n, |s, out| s.on_deadline(out));
-                    });
-                }
+        for (n, recoverer) in self.recoverers.iter().enumerate() {
+            let Some(recoverer) = recoverer else { continue };
+            if recoverer.state.is_patient() {
+                go(Step::PatienceOver(n), &|w| w.recovery(n, |s, out| s.on_patience_over(out)));
+            }
+            if self.left.faults > 0 {
+                go(Step::Deadline(n), &|w| {
+                    w.left.faults -= 1;
+                    w.recovery(n, |s, out| s.on_deadline(out));
+                });
             }
         }
         for slot in 0..SLOTS {
             let bookie = &self.bookies[slot as usize];
-            if !bookie.held.is_empty() {
-                go(format!("{slot} syncs"), &|w| w.sync(slot));
+            let unsynced = bookie.live != bookie.durable;
+            if unsynced || !bookie.held.is_empty() {
+                go(Step::Syncs(slot), &|w| w.sync(slot));
             }
-            if self.left.crashes > 0 && bookie.live != bookie.durable {
-                go(format!("{slot} crashes"), &|w| w.crash(slot));
+            if self.left.crashes > 0 && unsynced {
+                go(Step::Crashes(slot), &|w| w.crash(slot));
             }
         }
-        for at in 0..self.net.len() {
+        for (at, msg) in self.net.iter().enumerate() {
             if self.is_first(at) {
-                go(format!("arrives: {:?}", self.net[at]), &|w| w.deliver(at));
+                go(Step::Arrives(msg.clone()), &|w| w.deliver(at));
             }
-            if self.left.faults > 0
-                && matches!(*self.net[at], Msg::Add { .. } | Msg::Added { .. } | Msg::Fence { .. })
-            {
-                go(format!("no answer in time: {:?}", self.net[at]), &|w| w.time_out(at));
+            if self.left.faults > 0 && self.may_time_out(msg) {
+                go(Step::NoAnswerInTime(msg.clone()), &|w| w.time_out(at));
             }
         }
         out
+    }
+
+    /// Whether somebody still waits for this call.
+    fn may_time_out(&self, msg: &Msg) -> bool {
+        match msg {
+            Msg::Add { who, .. } | Msg::Added { who, .. } => match who {
+                Who::Writer => self.writer.as_ref().is_some_and(|w| *w.status() == writer::Status::Open),
+                Who::Recoverer(n) => self.recoverers[*n].is_some(),
+            },
+            Msg::Fence { n, .. } => self.recoverers[*n].is_some(),
+            _ => false,
+        }
+    }
+
+    /// Drops what can change nothing any more, whatever happens: else worlds that differ by it alone would be explored one by one.
+    /// A term that is durable never falls, so that what it refuses will be refused.
+    fn forget_what_cannot_matter(&mut self) {
+        use writer::Status;
+        let over =
+            |w: &writer::State| matches!(w.status(), Status::Closing | Status::Failed(AppendError::Fenced));
+        if self.writer.as_ref().is_some_and(|w| over(w)) {
+            self.writer = None;
+        }
+        for recoverer in &mut self.recoverers {
+            if recoverer.as_ref().is_some_and(|r| r.state.over()) {
+                *recoverer = None;
+            }
+        }
+        let (writer, recoverers, bookies) = (&self.writer, &self.recoverers, &self.bookies);
+        let deaf = |who: &Who| match who {
+            Who::Writer => writer.is_none(),
+            Who::Recoverer(n) => recoverers[*n].is_none(),
+        };
+        // The end is written, and nobody is left who could acknowledge or write another.
+        let done = self.closed.is_some() && writer.is_none() && recoverers.iter().all(Option::is_none);
+        let matters = |msg: &Rc<Kept<Msg>>| match &***msg {
+            Msg::Txn { .. } => true,
+            _ if done => false,
+            Msg::Settled(_) => writer.is_some(),
+            Msg::Added { who: Who::Writer, slot, generation, result, .. } => {
+                let stale = |w: &Rc<Kept<writer::State>>| w.slot(*slot).generation != *generation;
+                let open = |w: &Rc<Kept<writer::State>>| *w.status() == Status::Open;
+                writer.as_ref().is_some_and(|w| open(w) && !(stale(w) && result.is_ok()))
+            }
+            Msg::Added { who, .. } => !deaf(who),
+            Msg::Fenced { n, .. } => recoverers[*n].is_some(),
+            Msg::Add { who, slot, add, .. } => {
+                !(deaf(who) && bookies[*slot as usize].durable.term(LEDGER) > add.term)
+            }
+            Msg::Fence { n, slot, term, .. } => {
+                !(recoverers[*n].is_none() && bookies[*slot as usize].durable.term(LEDGER) >= *term)
+            }
+        };
+        self.net.retain(matters);
+        let pruned: Vec<Option<Vec<Rc<Kept<Msg>>>>> = bookies
+            .iter()
+            .map(|b| {
+                b.held
+                    .iter()
+                    .any(|m| !matters(m))
+                    .then(|| b.held.iter().filter(|m| matters(m)).cloned().collect())
+            })
+            .collect();
+        for (bookie, held) in self.bookies.iter_mut().zip(pruned) {
+            if let Some(held) = held {
+                *bookie = keep(Bookie { held, ..Bookie::clone(bookie) });
+            }
+        }
     }
 
     /// Adds of one sender to one bookie keep their order: later tenures and higher ids come after.
@@ -296,12 +404,11 @@ impl Small {
     }
 
     fn close(&mut self) {
-        let over = self.writer.revision();
-        let mut state = writer::State::clone(&self.writer);
-        if let Ok(record) = state.close() {
-            self.net.push(Rc::new(Msg::Txn { who: Who::Writer, record, over }));
+        let Some(writer) = self.writer.take() else { return };
+        let over = writer.revision();
+        if let Ok(record) = writer::State::clone(&writer).close() {
+            self.net.push(keep(Msg::Txn { who: Who::Writer, record, over }));
         }
-        self.writer = Rc::new(state);
     }
 
     fn readmit(&mut self) {
@@ -312,31 +419,36 @@ impl Small {
     fn start_recovery(&mut self) {
         self.left.recoverers -= 1;
         let (state, term) = (LedgerState::Recovering, self.record.term.next());
-        self.record = Rc::new(LedgerRecord { state, term, ..LedgerRecord::clone(&self.record) });
+        self.record = keep(LedgerRecord { state, term, ..LedgerRecord::clone(&self.record) });
         self.revision = Revision(self.revision.0 + 1);
         let mut out = Vec::new();
         let state = recovery::State::start(LedgerRecord::clone(&self.record), &mut out);
-        self.recoverers.push(Rc::new(Recoverer { state, revision: self.revision }));
-        self.recovery_effects(self.recoverers.len() - 1, out);
+        self.recoverers.push(None);
+        let recoverer = Recoverer { state, revision: self.revision };
+        self.recovery_effects(self.recoverers.len() - 1, recoverer, out);
     }
 
     fn sync(&mut self, slot: u32) {
-        let bookie = Rc::make_mut(&mut self.bookies[slot as usize]);
-        bookie.durable = bookie.live.clone();
-        self.net.append(&mut bookie.held);
+        let bookie = &mut self.bookies[slot as usize];
+        self.net.extend(bookie.held.iter().cloned());
+        *bookie = keep(Bookie { live: bookie.live.clone(), durable: bookie.live.clone(), held: Vec::new() });
     }
 
     fn crash(&mut self, slot: u32) {
         self.left.crashes -= 1;
-        let bookie = Rc::make_mut(&mut self.bookies[slot as usize]);
-        bookie.live = bookie.durable.clone();
-        bookie.held.clear();
+        let bookie = &mut self.bookies[slot as usize];
+        *bookie =
+            keep(Bookie { live: bookie.durable.clone(), durable: bookie.durable.clone(), held: Vec::new() });
+        if self.left.crashes == 0 {
+            // Nothing takes anything back any more: what is admitted is as good as durable.
+            (0..SLOTS).for_each(|slot| self.sync(slot));
+        }
     }
 
     /// The caller is told that it cannot know; the call goes on.
     fn time_out(&mut self, at: usize) {
         self.left.faults -= 1;
-        match Msg::clone(&self.net[at]) {
+        match Msg::clone(&**self.net[at]) {
             Msg::Add { who, slot, generation, add } => {
                 let ids = (add.entries[0].id, add.entries[add.entries.len() - 1].id);
                 self.added(who, (slot, generation), ids, Err(AddError::Unknown("late")));
@@ -367,17 +479,17 @@ impl Small {
     }
 
     fn deliver(&mut self, at: usize) {
-        match Msg::clone(&self.net.remove(at)) {
+        match Msg::clone(&**self.net.remove(at)) {
             Msg::Add { who, slot, generation, add } => {
                 let ids = (add.entries[0].id, add.entries[add.entries.len() - 1].id);
-                let bookie = Rc::make_mut(&mut self.bookies[slot as usize]);
+                let mut bookie = Bookie::clone(&self.bookies[slot as usize]);
                 let result = bookie.live.add(&a_bookie(), add);
-                self.hold(slot, Msg::Added { who, slot, generation, ids, result });
+                self.hold(slot, bookie, Msg::Added { who, slot, generation, ids, result });
             }
             Msg::Fence { n, slot, term, from } => {
-                let bookie = Rc::make_mut(&mut self.bookies[slot as usize]);
+                let mut bookie = Bookie::clone(&self.bookies[slot as usize]);
                 let result = bookie.live.fence_tail(&a_bookie(), LEDGER, term, from);
-                self.hold(slot, Msg::Fenced { n, slot, result });
+                self.hold(slot, bookie, Msg::Fenced { n, slot, result });
             }
             Msg::Added { who, slot, generation, ids, result } => {
                 self.added(who, (slot, generation), ids, result)
@@ -391,15 +503,16 @@ impl Small {
     }
 
     /// Answers wait for the disk as long as a crash could tell the difference.
-    fn hold(&mut self, slot: u32, answer: Msg) {
+    fn hold(&mut self, slot: u32, mut bookie: Bookie, answer: Msg) {
         let refused =
             matches!(&answer, Msg::Added { result: Err(_), .. } | Msg::Fenced { result: Err(_), .. });
-        let bookie = Rc::make_mut(&mut self.bookies[slot as usize]);
         if refused {
-            return self.net.push(Rc::new(answer));
+            self.net.push(keep(answer));
+        } else {
+            bookie.held.push(keep(answer));
+            bookie.held = sorted(std::mem::take(&mut bookie.held));
         }
-        bookie.held.push(Rc::new(answer));
-        bookie.held = sorted(std::mem::take(&mut bookie.held));
+        self.bookies[slot as usize] = keep(bookie);
         if self.left.crashes == 0 {
             self.sync(slot);
         }
@@ -412,21 +525,22 @@ impl Small {
                 self.broken = Some("I3: a closed ledger was written over".into());
             }
             self.revision = Revision(self.revision.0 + 1);
-            self.record = Rc::new(record);
+            self.record = keep(record);
             self.check_record();
             writer::ChangeOutcome::Committed(self.revision)
         } else {
             writer::ChangeOutcome::Lost(Some((Box::new(LedgerRecord::clone(&self.record)), self.revision)))
         };
         if who == Who::Writer {
-            self.net.push(Rc::new(Msg::Settled(outcome)));
+            self.net.push(keep(Msg::Settled(outcome)));
         }
     }
 
     // ---- machines ------------------------------------------------------------------------------------------------------
 
     fn write(&mut self, event: impl FnOnce(&mut writer::State, &mut Vec<writer::Effect>)) {
-        let mut state = writer::State::clone(&self.writer);
+        let Some(before) = &self.writer else { return };
+        let mut state = writer::State::clone(before);
         let mut effects = Vec::new();
         event(&mut state, &mut effects);
         while !effects.is_empty() {
@@ -441,7 +555,7 @@ impl Small {
                             attributes: None,
                             entries,
                         };
-                        self.net.push(Rc::new(Msg::Add { who: Who::Writer, slot, generation, add }));
+                        self.net.push(keep(Msg::Add { who: Who::Writer, slot, generation, add }));
                     }
                     writer::Effect::Place(slots) => {
                         // There is no spare: a bookie comes back to its own slot, by readmission.
@@ -451,48 +565,46 @@ impl Small {
                     }
                     writer::Effect::Commit(record) => {
                         let over = state.revision();
-                        self.net.push(Rc::new(Msg::Txn { who: Who::Writer, record: *record, over }));
+                        self.net.push(keep(Msg::Txn { who: Who::Writer, record: *record, over }));
                     }
                 }
             }
         }
-        self.writer = Rc::new(state);
-        self.check_acks();
+        self.check_acks(state.lac());
+        self.writer = Some(keep(state));
     }
 
     fn recovery(&mut self, n: usize, event: impl FnOnce(&mut recovery::State, &mut Vec<recovery::Effect>)) {
+        let Some(before) = &self.recoverers[n] else { return };
+        let mut recoverer = Recoverer::clone(before);
         let mut out = Vec::new();
-        event(&mut Rc::make_mut(&mut self.recoverers[n]).state, &mut out);
-        self.recovery_effects(n, out);
+        event(&mut recoverer.state, &mut out);
+        self.recovery_effects(n, recoverer, out);
     }
 
-    fn recovery_effects(&mut self, n: usize, mut effects: Vec<recovery::Effect>) {
+    fn recovery_effects(&mut self, n: usize, mut recoverer: Recoverer, mut effects: Vec<recovery::Effect>) {
+        let (term, over) = (recoverer.state.record().term, recoverer.revision);
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
-                let (term, over) = (self.recoverers[n].state.record().term, self.recoverers[n].revision);
                 match effect {
                     recovery::Effect::Fence { slot, from, .. } => {
-                        self.net.push(Rc::new(Msg::Fence { n, slot, term, from }));
+                        self.net.push(keep(Msg::Fence { n, slot, term, from }));
                     }
                     recovery::Effect::Add(back) => {
                         let (slot, generation, who) = (back.slot, back.generation, Who::Recoverer(n));
                         let (lac, lafr, entries) = (back.lac, back.lafr, back.entries);
                         let add = Add { ledger: LEDGER, term, lac, lafr, attributes: None, entries };
-                        self.net.push(Rc::new(Msg::Add { who, slot, generation, add }));
+                        self.net.push(keep(Msg::Add { who, slot, generation, add }));
                     }
-                    recovery::Effect::Place(_) => {
-                        Rc::make_mut(&mut self.recoverers[n]).state.on_replacements(&[], &mut effects);
-                    }
+                    recovery::Effect::Place(_) => recoverer.state.on_replacements(&[], &mut effects),
                     recovery::Effect::ReadLast(id) => {
-                        let entry = self
-                            .holders(id)
-                            .iter()
-                            .next()
+                        let holder = self.holders(id).iter().next();
+                        let entry = holder
                             .and_then(|slot| self.bookies[slot as usize].live.entry(LEDGER, id).cloned());
-                        Rc::make_mut(&mut self.recoverers[n]).state.on_last(entry, &mut effects);
+                        recoverer.state.on_last(entry, &mut effects);
                     }
                     recovery::Effect::Close(record) => {
-                        self.net.push(Rc::new(Msg::Txn { who: Who::Recoverer(n), record: *record, over }));
+                        self.net.push(keep(Msg::Txn { who: Who::Recoverer(n), record: *record, over }));
                     }
                     // Entries are small: every tail brings them along.
                     recovery::Effect::Read { .. } => {
@@ -502,6 +614,7 @@ impl Small {
                 }
             }
         }
+        self.recoverers[n] = Some(keep(recoverer));
     }
 
     // ---- the observer --------------------------------------------------------------------------------------------------
@@ -513,8 +626,8 @@ impl Small {
         named.filter(|slot| self.bookies[*slot as usize].durable.entry(LEDGER, id).is_some()).collect()
     }
 
-    fn check_acks(&mut self) {
-        while self.acked < self.writer.lac() {
+    fn check_acks(&mut self, lac: Option<EntryId>) {
+        while self.acked < lac {
             let id = self.acked.map_or(EntryId(0), EntryId::next);
             self.acked = Some(id);
             let durable =
