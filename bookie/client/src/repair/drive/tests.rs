@@ -1,3 +1,5 @@
+//! The driver over bookies in memory: lags, vacancies, lost stores, entries nobody can give, destinations that lie.
+
 use super::*;
 use crate::entry::{Entry, Header, Kind};
 use crate::memory::MemoryBookies;

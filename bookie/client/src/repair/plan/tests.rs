@@ -1,3 +1,5 @@
+//! What needs repair, and that nothing is left when all jobs are applied.
+
 use super::*;
 use crate::record::Fragment;
 use geminga_common::ids::{BookieId, Incarnation, LedgerId, Term};
