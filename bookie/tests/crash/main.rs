@@ -110,7 +110,7 @@ fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) 
     while !report.done(target) {
         let fault = fault.unwrap_or(match seed % 5 {
             4 => Fault::SyncFails(seed / 5 * 7 % 37),
-            3 if seed % 2 == 0 => Fault::Limited(seed / 5 * 7 % 80),
+            3 if seed.is_multiple_of(2) => Fault::Limited(seed / 5 * 7 % 80),
             3 => Fault::Full(seed / 5 * 7 % 80),
             _ => Fault::None,
         });
