@@ -6,11 +6,15 @@ use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::memory::MemoryBookies;
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
-use geminga_bookie_client::record::{ClosedLedger, Fragment};
+use geminga_bookie_client::record::{ClosedLedger, Fragment, LedgerRecord};
+use geminga_bookie_client::registry::Registry;
+use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
+use geminga_bookie_client::rpc::BookieRef;
 use geminga_common::clock::SystemClock;
-use geminga_common::ids::{EntryId, LedgerId, Term, TopicId};
+use geminga_common::ids::{EntryId, LedgerId, Position, Term, TopicId};
 use geminga_common::metadata::memory::MemoryStore;
 use geminga_common::metadata::{Op, Txn};
+use geminga_common::names::SubscriptionName;
 
 struct Rig {
     store: Arc<MemoryStore>,
@@ -46,6 +50,22 @@ impl Rig {
     }
 }
 
+/// A ledger of one entry to be deleted from these bookies.
+fn deleted(id: u64, bookies: &[BookieRef]) -> ClosedLedger {
+    ClosedLedger {
+        id: LedgerId(id),
+        last: Some(EntryId(0)),
+        length: 100,
+        term: Term(1),
+        quorum: QuorumSpec::SINGLE,
+        fragments: vec![Fragment {
+            first: EntryId(0),
+            ensemble: bookies.iter().cloned().map(Some).collect(),
+        }],
+        repair: Vec::new(),
+    }
+}
+
 /// Two copies, of which one acknowledges.
 fn two() -> QuorumSpec {
     QuorumSpec::new(2, 2, 1).expect("a quorum")
@@ -55,18 +75,7 @@ fn two() -> QuorumSpec {
 async fn deletions_that_were_interrupted_are_finished_after_the_start() {
     let rig = Rig::new();
     let broker = rig.broker().await;
-    let gone = ClosedLedger {
-        id: LedgerId(7),
-        last: Some(EntryId(0)),
-        length: 100,
-        term: Term(1),
-        quorum: QuorumSpec::SINGLE,
-        fragments: vec![Fragment {
-            first: EntryId(0),
-            ensemble: rig.bookies.refs().into_iter().map(Some).collect(),
-        }],
-        repair: Vec::new(),
-    };
+    let gone = deleted(7, &rig.bookies.refs());
     let key = broker.keys.tombstone(gone.id);
     let value: Bytes = ml::record::encode_tombstone(&gone, TopicId(1), 1);
     let put = Txn { compares: Vec::new(), ops: vec![Op::put(key.clone(), value)] };
@@ -103,21 +112,14 @@ async fn put(rig: &Rig, ops: Vec<Op>) {
     rig.store.txn(Txn { compares: Vec::new(), ops }).await.expect("written");
 }
 
-/// A bookie without a lease is replaced in the open ledger of an idle topic, and its return lets deletions go on. Until then a
-/// broker does nothing on its own.
-#[tokio::test]
-async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
-    use geminga_bookie_client::record::LedgerRecord;
-    use geminga_bookie_client::registry::Registry;
-    use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
-    let rig = Rig::over(3);
-    let broker = rig.broker().await;
-    let live = |bookie: &geminga_bookie_client::rpc::BookieRef| {
-        let live = LiveRecord { incarnation: bookie.incarnation, address: "h:1".into(), process: 1 };
-        Op::put(broker.keys.live_bookie(&bookie.id), live.encode())
-    };
-    let bookies = rig.bookies.refs();
-    for bookie in &bookies {
+fn live(broker: &Broker, bookie: &BookieRef) -> Op {
+    let live = LiveRecord { incarnation: bookie.incarnation, address: "h:1".into(), process: 1 };
+    Op::put(broker.keys.live_bookie(&bookie.id), live.encode())
+}
+
+/// Registers all bookies, with a lease.
+async fn register(rig: &Rig, broker: &Broker) {
+    for bookie in &rig.bookies.refs() {
         let record = BookieRecord {
             incarnation: bookie.incarnation,
             boot: 1,
@@ -126,61 +128,66 @@ async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
             state: NodeState::ReadWrite,
             capacity_bytes: 1,
         };
-        put(&rig, vec![Op::put(broker.keys.bookie(&bookie.id), record.encode()), live(bookie)]).await;
+        let record = Op::put(broker.keys.bookie(&bookie.id), record.encode());
+        put(rig, vec![record, live(broker, bookie)]).await;
     }
-    let registry =
-        Registry::start(rig.store.clone(), (*broker.keys).clone(), &rig.tasks).await.expect("listed");
-    broker.follow_bookies(&registry, Duration::from_millis(300));
-    let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    broker.serve(any().await, any().await);
+}
+
+/// Makes a cursor, so that a ledger is open.
+async fn make_cursor(broker: &Arc<Broker>) {
     broker.namespaces.bootstrap().await.expect("namespaces");
     let name = TopicName::parse("persistent://public/default/idle").expect("a name");
     let grant = broker.grant(&name).await.expect("granted");
     let log = broker.cursor_log_under(&grant).await.expect("opened");
     let image = cursor::record::CursorImage {
-        acked: cursor::Acked::below(geminga_common::ids::Position::new(LedgerId(0), EntryId(0))),
+        acked: cursor::Acked::below(Position::new(LedgerId(0), EntryId(0))),
         ack_properties: Vec::new(),
         properties: Default::default(),
         created_ms: 1,
         replicated: false,
     };
-    let subscription = geminga_common::names::SubscriptionName::parse("s").expect("a name");
+    let subscription = SubscriptionName::parse("s").expect("a name");
     log.create(TopicId(1), subscription, image).await.expect("durable");
-    let members = async || {
+}
+
+/// Waits until the first slot of the one open ledger is this bookie's.
+async fn first_member_is(rig: &Rig, broker: &Broker, wanted: &BookieRef) {
+    for _ in 0..500 {
         let records = rig.store.list(&broker.keys.ledgers_prefix(), None, 10).await.expect("listed");
-        let record = records.first().map(|r| LedgerRecord::decode(&r.value).expect("a record"))?;
-        record.last_fragment().ensemble[0].clone()
-    };
-    let until = async |wanted: Option<&geminga_bookie_client::rpc::BookieRef>| {
-        for _ in 0..500 {
-            if members().await.as_ref() == wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let record = records.first().map(|stored| LedgerRecord::decode(&stored.value).expect("a record"));
+        if record.and_then(|record| record.last_fragment().ensemble[0].clone()).as_ref() == Some(wanted) {
+            return;
         }
-        panic!("{:?} instead of {wanted:?}", members().await);
-    };
-    until(Some(&bookies[0])).await;
-    // Its lease goes, and it is dead; nothing is published.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{wanted} does not come in");
+}
+
+/// A bookie without a lease is replaced in the open ledger of an idle cursor log, and its return lets deletions go on.
+#[tokio::test]
+async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
+    let rig = Rig::over(3);
+    let broker = rig.broker().await;
+    let bookies = rig.bookies.refs();
+    register(&rig, &broker).await;
+    let registry = Registry::start(rig.store.clone(), (*broker.keys).clone(), &rig.tasks).await;
+    broker.follow_bookies(&registry.expect("listed"), Duration::from_millis(300));
+    let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    broker.serve(any().await, any().await);
+    make_cursor(&broker).await;
+    first_member_is(&rig, &broker, &bookies[0]).await;
+    // It is dead and its lease goes; nothing is written.
     rig.bookies.faults(&bookies[0].id, |f| f.down = true);
     put(&rig, vec![Op::delete(broker.keys.live_bookie(&bookies[0].id))]).await;
-    until(Some(&bookies[2])).await;
+    first_member_is(&rig, &broker, &bookies[2]).await;
     // A deletion that waits for it goes on when it is back.
-    let gone = ClosedLedger {
-        id: LedgerId(7),
-        last: Some(EntryId(0)),
-        length: 100,
-        term: Term(1),
-        quorum: QuorumSpec::SINGLE,
-        fragments: vec![Fragment { first: EntryId(0), ensemble: vec![Some(bookies[0].clone())] }],
-        repair: Vec::new(),
-    };
+    let gone = deleted(7, &bookies[..1]);
     let key = broker.keys.tombstone(gone.id);
     put(&rig, vec![Op::put(key.clone(), ml::record::encode_tombstone(&gone, TopicId(1), 1))]).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(rig.store.get(&key).await.expect("readable").is_some(), "out of reach is not gone");
     rig.bookies.faults(&bookies[0].id, |f| f.down = false);
-    put(&rig, vec![live(&bookies[0])]).await;
+    put(&rig, vec![live(&broker, &bookies[0])]).await;
     for _ in 0..500 {
         if rig.store.get(&key).await.expect("readable").is_none() {
             return;
