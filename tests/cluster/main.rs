@@ -2,6 +2,8 @@
 //! whoever was killed or paused meanwhile.
 #![allow(clippy::disallowed_methods)] // real files, processes and clocks
 
+mod repair;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use geminga_common::metadata::etcd::local;
 use geminga_tests::client::{Client, Received};
@@ -19,10 +21,16 @@ struct Cluster {
     etcd: PathBuf,
     pulsar: String,
     http: String,
+    settings: Vec<(String, String)>,
 }
 
 fn run(args: &[&str], dir: &Path) -> Result<(bool, String)> {
-    let output = Command::new(binary()?).args(args).arg("--dir").arg(dir).output()?;
+    run_with(&[], args, dir)
+}
+
+fn run_with(settings: &[(String, String)], args: &[&str], dir: &Path) -> Result<(bool, String)> {
+    let environment = settings.iter().map(|(key, value)| (key, value));
+    let output = Command::new(binary()?).args(args).arg("--dir").arg(dir).envs(environment).output()?;
     let said = [output.stdout, output.stderr].concat();
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
@@ -30,9 +38,15 @@ fn run(args: &[&str], dir: &Path) -> Result<(bool, String)> {
 impl Cluster {
     /// `None` when there is no etcd, which is said then.
     fn up(what: &str) -> Result<Option<Self>> {
+        Self::up_with(what, &[])
+    }
+
+    /// With settings in the environment of its processes.
+    fn up_with(what: &str, settings: &[(&str, &str)]) -> Result<Option<Self>> {
         let Some(etcd) = local::find(what, None) else { return Ok(None) };
         let dir = tempfile::tempdir()?;
-        let mut cluster = Self { dir, etcd, pulsar: String::new(), http: String::new() };
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut cluster = Self { dir, etcd, pulsar: String::new(), http: String::new(), settings };
         cluster.start()?;
         Ok(Some(cluster))
     }
@@ -41,7 +55,7 @@ impl Cluster {
     fn start(&mut self) -> Result<()> {
         let etcd = self.etcd.to_str().context("the path is text")?;
         let args = ["cluster", "up", "--pulsar-port", "0", "--http-port", "0", "--etcd", etcd];
-        let (good, said) = run(&args, self.dir.path())?;
+        let (good, said) = run_with(&self.settings, &args, self.dir.path())?;
         ensure!(good, "up failed: {said}\n{}", self.logs());
         let ready = said.lines().find_map(|line| line.strip_prefix("ready: ")).context("no ready line")?;
         let words: Vec<&str> = ready.split_whitespace().collect();
@@ -62,6 +76,13 @@ impl Cluster {
         let (_, said) = self.status()?;
         let line = said.lines().find(|line| line.starts_with(name)).context("no such process")?;
         line.split_whitespace().nth(3).map(ToOwned::to_owned).context("no process id")
+    }
+
+    /// Where a process listens.
+    fn address(&self, name: &str) -> Result<String> {
+        let (_, said) = self.status()?;
+        let line = said.lines().find(|line| line.starts_with(name)).context("no such process")?;
+        line.split_whitespace().nth(4).map(|at| format!("http://{at}")).context("no address")
     }
 
     fn signal(&self, name: &str, signal: &str) -> Result<()> {
