@@ -123,8 +123,8 @@ async fn delete_unlisted(cx: &Cx, bookies: &Bookies) {
         .collect();
     let highest = cx.check(|c| c.topic.highest()).map_or(0, |id| id.0);
     for id in (1..=highest).map(LedgerId).filter(|id| !listed.contains(id)) {
-        let now = bookies.borrow().clone();
-        for bookie in now {
+        let all = bookies.borrow().clone();
+        for bookie in all {
             let Outcome::Stat(Ok(stat)) = cx.ask(&bookie, Req::Stat { ledger: id }).await else { continue };
             if !stat.present.is_empty() {
                 let _told_later = cx.ask(&bookie, Req::Delete { ledger: id }).await;

@@ -94,6 +94,14 @@ impl World {
         all.iter().filter_map(|r| registration(r, &keys)).collect()
     }
 
+    /// Whether somebody might still place on a store that is gone. Damaged ones still in place are not meant: they are counted.
+    pub(crate) fn lost_is_placeable(&mut self) -> bool {
+        let in_place: Vec<BookieRef> =
+            self.nodes.iter().filter(|n| n.damaged).map(|n| n.me.clone()).collect();
+        let gone = |b: &BookieRef| self.check.is_lost(b) && !in_place.contains(b);
+        self.registered().iter().any(gone) || self.damage.placeable(self.now, gone)
+    }
+
     /// Whether a bookie may lose data for good now.
     pub(crate) fn may_damage(&mut self) -> bool {
         let in_place = self.nodes.iter().filter(|n| n.damaged).count() as u32;
@@ -102,14 +110,7 @@ impl World {
             return false;
         }
         if self.damage.outstanding + 1 >= ack {
-            // Those still in place are counted already.
-            let in_place_now: Vec<BookieRef> =
-                self.nodes.iter().filter(|n| n.damaged).map(|n| n.me.clone()).collect();
-            let gone = |b: &BookieRef| self.check.is_lost(b) && !in_place_now.contains(b);
-            if self.registered().iter().any(gone)
-                || self.damage.placeable(self.now, gone)
-                || !self.check.fully_replicated()
-            {
+            if self.lost_is_placeable() || !self.check.fully_replicated() {
                 return false;
             }
             self.damage.outstanding = in_place;
