@@ -14,6 +14,23 @@ def equal(what, got, want):
         sys.exit(f"{what}: got {got}, want {want}")
 
 
+def holes(client, topic):
+    """A backlog of many short runs between acknowledged entries comes whole, although nothing else happens on the topic."""
+    consumer = client.subscribe(topic, "s", receiver_queue_size=1000)
+    publish(client, topic, numbers(600))
+    for n in range(600):
+        message = consumer.receive(10000)
+        if n % 2:
+            consumer.acknowledge(message)
+    time.sleep(1.3)  # acknowledgements without a receipt are written within a second
+    consumer.close()
+    consumer = client.subscribe(topic, "s", receiver_queue_size=1000)
+    # Nothing is acknowledged meanwhile: that would be another event on the topic.
+    equal("holes", receive(consumer, 300, wait_ms=3000), numbers(600)[::2])
+    consumer.close()
+    print("ok python backlog with holes")
+
+
 def main():
     context = Context(sys.argv[1], sys.argv[2])
     topic = f"persistent://public/default/python-{time.time_ns()}"
@@ -24,6 +41,7 @@ def main():
         consumer.seek(ids[4])
         equal("seek", receive(consumer, 5, ack=True), numbers(10)[5:])
         print("ok python produce, consume, seek")
+        holes(client, topic + "-holes")
         reader, read = client.create_reader(topic, pulsar.MessageId.earliest), []
         while reader.has_message_available():
             read.append(reader.read_next(5000).data().decode())

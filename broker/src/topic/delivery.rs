@@ -37,6 +37,7 @@ pub(super) struct Scratch {
 impl Worker {
     /// Dispatches every subscription until it has to wait.
     pub(super) fn dispatch_all(&mut self) {
+        self.unfinished = false;
         if self.is_ending() {
             return;
         }
@@ -52,6 +53,9 @@ impl Worker {
 
     fn dispatch(&mut self, sub: &mut Subscription) {
         let end = self.readable_end(sub);
+        // Every round may be one run between two acknowledged entries: when they are used up more may be ready, and nobody else would
+        // come back for it.
+        let mut more = true;
         for _ in 0..ROUNDS_MAX {
             if sub.reading.is_some() {
                 return;
@@ -63,7 +67,10 @@ impl Worker {
             tell(sub, &mut effects);
             self.scratch.effects = effects;
             match decision {
-                Decision::Wait(_) => break,
+                Decision::Wait(_) => {
+                    more = false;
+                    break;
+                }
                 Decision::Read { read, from, entries, bytes, .. } => {
                     self.forward(
                         sub,
@@ -76,7 +83,11 @@ impl Worker {
                 Decision::Replay { read, positions } => self.replay(sub, read, &positions),
             }
         }
-        self.tell_end(sub);
+        if !more {
+            self.tell_end(sub);
+        } else if sub.reading.is_none() {
+            self.unfinished = true;
+        }
     }
 
     /// How far a subscription may read: to the end of the topic, or, when what it acknowledged out of order has become too much, to

@@ -137,6 +137,8 @@ pub(crate) struct Worker {
     ending: Ending,
     ledger_closed: bool,
     ticked: Mono,
+    /// A subscription used up its rounds: the next turn comes unasked.
+    pub(super) unfinished: bool,
     inbox: Inbox<Message>,
 }
 
@@ -176,6 +178,7 @@ impl Worker {
             ending: Ending::None,
             ledger_closed: false,
             ticked: Mono::ZERO,
+            unfinished: false,
             inbox: parts.inbox,
         };
         worker.load_subscriptions(parts.stored);
@@ -188,8 +191,11 @@ impl Worker {
         let stop = self.broker.draining.clone();
         loop {
             let deadline = self.deadline();
+            let unfinished = self.unfinished;
             let sleep = async {
                 match deadline {
+                    // Others on this thread come first, and what has arrived meanwhile.
+                    _ if unfinished => tokio::task::yield_now().await,
                     Some(at) => tokio::time::sleep(at.saturating_sub(self.broker.clock.mono())).await,
                     None => std::future::pending().await,
                 }

@@ -37,7 +37,9 @@ fn read_file(path: &Path) -> anyhow::Result<String> {
 pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(directives)
         .with_context(|| format!("`{directives}` is no log filter"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Nobody may read the log any more: that is no reason to stop serving.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    log.log_internal_errors(false).init();
     Ok(())
 }
 

@@ -136,9 +136,14 @@ fn the_exploration_finds_what_the_museum_brings_back() {
     use crate::mutant::{Mutant, set};
     let two = Bounds { entries: 2, recoverers: 2, crashes: 0, faults: 0, readmissions: 0 };
     let one = Bounds { recoverers: 1, ..two };
-    for (mutant, bounds) in
-        [(Mutant::FenceWithoutTerm, one), (Mutant::StaleWriter, one), (Mutant::ProgressAsLac, two)]
-    {
+    // What the writer may write over is a change of ensemble, for which something must fail.
+    let change = Bounds { entries: 1, faults: 1, ..one };
+    let mut brought_back = vec![(Mutant::FenceWithoutTerm, one)];
+    // These take minutes; SIM0 and the schedules beside this catch them in the short form.
+    if std::env::var_os("GEMINGA_EXPLORE").is_some() {
+        brought_back.extend([(Mutant::StaleWriter, change), (Mutant::ProgressAsLac, two)]);
+    }
+    for (mutant, bounds) in brought_back {
         set(Some(mutant));
         let found = explore(bounds, 3_000_000);
         set(None);
