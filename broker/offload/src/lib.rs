@@ -10,6 +10,7 @@
 //! | [`key`] | names of objects |
 //! | [`blob`] | the seam for stores: real and simulated |
 //! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
+//! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`verify`] | reading an object back whole |
 //! | [`sweep`] | removing what metadata lists as garbage |
 //! | [`config`] | settings |
@@ -22,6 +23,7 @@ pub mod key;
 pub mod mutant;
 pub mod offloader;
 mod parts;
+pub mod reader;
 pub mod state;
 pub mod stored;
 pub mod sweep;

@@ -6,8 +6,8 @@
 pub enum Mutant {
     /// 24: after a commit whose outcome is not known the uploader removes its object, which may be referenced (Pulsar #17512).
     RemoveAfterDoubt,
-    /// 25: a ledger that is offloaded already is offloaded again, and what replaced it counts as garbage (Redpanda #9597).
-    OffloadTwice,
+    /// 25: a commit that is told twice replaces the object by itself, and what was replaced counts as garbage (Redpanda #9597).
+    CommitTwice,
     /// 25: bookie copies go as soon as an upload was begun, verified or not (Redpanda #29674).
     ReleaseUnverified,
     /// 32: what metadata, read at an old revision, does not name is taken for garbage (NATS #7556).

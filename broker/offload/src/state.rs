@@ -167,10 +167,6 @@ impl Offload {
             (Offload::Prepared(old), Change::Prepare(new)) => {
                 step(Offload::Prepared(new.clone()), Some(given_up(old)), false)
             }
-            (Offload::Committed(old, _), Change::Prepare(new)) if active(Mutant::OffloadTwice) => {
-                let garbage = removed(old, 0);
-                step(Offload::Prepared(new.clone()), Some(garbage), false)
-            }
             (Offload::Committed(..) | Offload::Released(_), Change::Prepare(_)) => Err(Refused::Offloaded),
             (Offload::Prepared(old), Change::Abandon(id)) if old.id == *id => {
                 step(Offload::Bookies, Some(given_up(old)), false)
@@ -178,6 +174,10 @@ impl Offload {
             (Offload::Prepared(old), Change::Commit(id, shape, at_ms)) if old.id == *id => {
                 let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
                 step(Offload::Committed(object, *at_ms), None, false)
+            }
+            (Offload::Committed(old, _), Change::Commit(id, shape, at_ms)) if active(Mutant::CommitTwice) => {
+                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
+                step(Offload::Committed(object, *at_ms), Some(removed(old, 0)), false)
             }
             (_, Change::Abandon(_) | Change::Commit(..)) => Err(Refused::OtherAttempt),
             (Offload::Committed(object, at_ms), Change::Release { now_ms, lag_ms })

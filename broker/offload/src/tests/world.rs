@@ -308,12 +308,16 @@ impl World {
         self.under(fault, async { drop(self.offload_once().await) }).await
     }
 
-    /// A new owner: gives up what it finds under way, and offloads what is not. It also asks for what must be refused: another
-    /// offload of an offloaded ledger, and a release that is not due.
+    /// A new owner: gives up what it finds under way, and offloads what is not. It also asks for what must be refused: a commit
+    /// told again, another offload of an offloaded ledger, a release that is not due.
     pub(super) async fn settle(&self) {
         let handle = Handle::open(&self.meta, &self.keys).await;
         let early = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
         let _refused = handle.change(LEDGER, early).await;
+        if let Some(object) = self.state().object() {
+            let again = Change::Commit(object.attempt, object.shape, self.clock.wall_ms());
+            let _refused = handle.change(LEDGER, again).await;
+        }
         if let Offload::Prepared(attempt) = self.state() {
             let _doubt = handle.change(LEDGER, Change::Abandon(attempt.id)).await;
         }
@@ -326,7 +330,7 @@ impl World {
             if self.there().await {
                 self.settle().await;
                 self.look("settled");
-                self.clock.advance(LONG);
+                self.pass_time().await;
                 let handle = Handle::open(&self.meta, &self.keys).await;
                 let release = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
                 let _doubt = handle.change(LEDGER, release).await;
@@ -338,10 +342,17 @@ impl World {
                 }
                 self.remove_topic().await;
             }
-            self.clock.advance(LONG);
+            self.pass_time().await;
             self.sweep().await;
         })
         .await
+    }
+
+    /// A request takes effect within the time it may be on its way, or never.
+    async fn pass_time(&self) {
+        self.blobs.land();
+        self.meta.land().await;
+        self.clock.advance(LONG);
     }
 
     async fn there(&self) -> bool {
