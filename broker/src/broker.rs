@@ -29,6 +29,7 @@ use geminga_common::metadata::{Compare, MetadataStore};
 use geminga_common::names::{Bundle, NamespaceName, TopicName};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::{OnFailure, TaskGroup};
+use geminga_offload::Tier;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -78,6 +79,8 @@ pub struct Deps {
     pub addresses: Addresses,
     /// Whether other brokers may share the metadata, so that their orphans are to be looked for.
     pub in_cluster: bool,
+    /// The object store, where one is configured.
+    pub tier: Option<Arc<Tier>>,
 }
 
 #[cfg(any(test, feature = "test-util"))]
@@ -111,6 +114,7 @@ impl Deps {
                 loopback: true,
             },
             in_cluster: false,
+            tier: None,
         }
     }
 }
@@ -142,6 +146,7 @@ pub struct Broker {
     boot: u64,
     bookie_names: Vec<String>,
     in_cluster: bool,
+    pub(crate) tier: Option<Arc<Tier>>,
 }
 
 /// Where a broker is reached.
@@ -210,6 +215,7 @@ impl Broker {
             cursor_logs: tokio::sync::Mutex::default(),
             addresses: deps.addresses,
             in_cluster: deps.in_cluster,
+            tier: deps.tier,
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
@@ -481,6 +487,7 @@ impl Broker {
                 pending_bytes_max: usize::MAX,
                 ..ml::Config::default()
             }),
+            tier: self.tier.clone(),
             owner_epoch,
             guard,
             may_change: Arc::new(move || session.standing() == Standing::Held),

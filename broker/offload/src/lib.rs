@@ -13,6 +13,7 @@
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`verify`] | reading an object back whole |
 //! | [`sweep`] | removing what metadata lists as garbage |
+//! | [`tier`] | all of it, as one broker uses it |
 //! | [`config`] | settings |
 //! | [`mutant`] | known bugs that tests bring back |
 
@@ -29,7 +30,9 @@ pub mod stored;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod tier;
 pub mod verify;
 pub mod writer;
 
 pub use config::Config;
+pub use tier::Tier;

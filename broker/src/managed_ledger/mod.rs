@@ -13,6 +13,8 @@
 //! | `change` | transactions on the topic record, one at a time: create, roll, close, trim, terminate, delete |
 //! | `commit` | one transaction to its known outcome |
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
+//! | `source` | where a ledger's entries come from: bookies or the object store |
+//! | `offload` | what the topic's owner asks about offloading, and how a ledger is handed to the uploader |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
 //! | `topic_ids` | ids of new topics, leased in blocks |
@@ -23,9 +25,11 @@ mod change;
 mod commit;
 mod config;
 mod find;
+pub(crate) mod offload;
 mod open;
 mod read;
 pub mod record;
+mod source;
 pub mod state;
 mod stats;
 #[cfg(test)]
@@ -50,6 +54,7 @@ use geminga_common::metadata::{Compare, MetadataStore, Revision};
 use geminga_common::names::TopicName;
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
+use geminga_offload::Tier;
 use state::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +78,8 @@ pub struct Deps {
     pub topic_ids: Arc<TopicIds>,
     /// Limits.
     pub config: Arc<Config>,
+    /// The object store, where one is configured.
+    pub tier: Option<Arc<Tier>>,
     /// Epoch at which this broker owns the topic's bundle.
     pub owner_epoch: OwnerEpoch,
     /// Conditions that every transaction carries: the owner key still holds our value. Empty where nobody else can own.
@@ -243,6 +250,9 @@ pub enum ChangeError {
     /// The topic is terminated already.
     #[error("topic is terminated")]
     Terminated,
+    /// The ledger is not where it would have to be for this.
+    #[error(transparent)]
+    Offload(#[from] geminga_offload::state::Refused),
     /// The handle is dead, or died before the outcome was known.
     #[error("managed ledger is dead")]
     Dead,
@@ -337,6 +347,7 @@ pub struct ManagedLedger {
     cache: cache::TopicCache,
     next_token: u64,
     counters: stats::Counters,
+    offloads: offload::Offloads,
 }
 
 impl std::fmt::Debug for ManagedLedger {
@@ -376,6 +387,7 @@ impl ManagedLedger {
             cache,
             next_token: 0,
             counters: stats::Counters::default(),
+            offloads: offload::Offloads::default(),
             deps,
         })
     }

@@ -101,6 +101,7 @@ impl Rig {
             cache: CacheBudget::new(1 << 20),
             topic_ids: Arc::default(),
             config: Arc::new(config),
+            tier: None,
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),
             may_change: Arc::new(|| true),

@@ -1,0 +1,1 @@
+//! Which ledgers are due.
