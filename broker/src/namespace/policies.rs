@@ -109,6 +109,8 @@ policies! {
     max_subscriptions_per_topic: i32 = "lenient::opt_int",
     /// Bytes of backlog that start a compaction; 0 is off.
     compaction_threshold: i64 = "lenient::opt_int",
+    /// How long offloaded ledgers also stay on bookies, ms.
+    offload_deletion_lag_ms: i64 = "lenient::opt_int",
     /// Most topics of the namespace; 0 is unbounded.
     max_topics_per_namespace: i32 = "lenient::opt_int",
     /// Whether producers may add schemas.
@@ -230,6 +232,7 @@ impl Default for Policies {
             max_unacked_messages_per_subscription: None,
             max_subscriptions_per_topic: None,
             compaction_threshold: None,
+            offload_deletion_lag_ms: None,
             max_topics_per_namespace: None,
             is_allow_auto_update_schema: None,
             deduplication_snapshot_interval_seconds: None,

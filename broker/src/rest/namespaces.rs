@@ -95,7 +95,7 @@ async fn create(rest: &Rest, req: &Req, name: &NamespaceName) -> Answer {
         );
         return Err(RestError::new(StatusCode::FORBIDDEN, text));
     }
-    policies::check_all(&policies)?;
+    policies::check_all(rest, &policies)?;
     match rest.namespaces.create_namespace(name, &policies).await {
         Err(NamespaceError::TenantNotFound(_)) => Err(RestError::not_found("Tenant does not exist")),
         other => other.map_err(RestError::from).and_then(|()| done()),

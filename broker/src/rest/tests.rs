@@ -141,6 +141,15 @@ impl BrokerApi for Fake {
     fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
         ready(self.with(topic, |_| Ok(())))
     }
+    fn can_offload(&self) -> bool {
+        false
+    }
+    fn offload_topic<'a>(&'a self, _: &'a TopicName, _: Position) -> Answer<'a, ()> {
+        ready(Ok(()))
+    }
+    fn offload_status<'a>(&'a self, _: &'a TopicName) -> Answer<'a, OffloadState> {
+        ready(Ok(OffloadState::NotRun))
+    }
     fn topic_stats<'a>(&'a self, topic: &'a TopicName, _: StatsOptions) -> Answer<'a, TopicStats> {
         ready(self.with(topic, |subs| Ok(Fake::stats(subs))))
     }

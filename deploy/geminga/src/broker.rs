@@ -54,6 +54,8 @@ pub(crate) struct Config {
     /// Copies of new ledgers: bookies of an ensemble, copies of an entry, copies that acknowledge. Default `3/3/2`. With fewer
     /// bookies than the first number copies are missing, and are made up for later; below the last nothing is acknowledged.
     quorum: String,
+    /// Where closed ledgers go, table `[broker.offload]`; off by default. The keys: `broker/offload/src/config.rs`.
+    offload: geminga_offload::Config,
     /// Topics and connections.
     service: geminga_broker::Config,
 }
@@ -72,6 +74,7 @@ impl Default for Config {
             metadata: metadata::Settings::default(),
             lease_ms: 10_000,
             quorum: "3/3/2".to_owned(),
+            offload: geminga_offload::Config::default(),
             service: geminga_broker::Config::default(),
         }
     }
@@ -95,6 +98,7 @@ impl Config {
     fn validate(&self) -> anyhow::Result<()> {
         self.quorum()?;
         self.service.validate().context("configuration of the broker")?;
+        self.offload.validate().context("GM-6004: configuration of offloading")?;
         anyhow::ensure!(
             (3_000..=120_000).contains(&self.lease_ms) && self.lease_ms >= 3 * self.metadata.call_timeout_ms,
             "GM-6004: lease_ms is {}; it must be 3000 to 120000 and at least three times metadata.call_timeout_ms",
@@ -188,7 +192,10 @@ async fn start_broker(
         rng: Rng::from_system(),
         tasks: tasks.clone(),
     });
+    let tier = geminga_offload::Tier::open(&config.offload, &config.service.cluster, clock.clone(), tasks)
+        .context("GM-6004: configuration of offloading")?;
     let deps = geminga_broker::Deps {
+        tier,
         clock,
         metadata,
         metadata_url: config.metadata.url.clone(),
