@@ -22,6 +22,14 @@ pub(super) struct Fetched {
     result: Result<Vec<ReadEntry>, ReadError>,
 }
 
+#[cfg(test)]
+impl Fetched {
+    /// The same, had the answer been this.
+    pub(super) fn answering(self, result: Result<Vec<ReadEntry>, ReadError>) -> Self {
+        Self { result, ..self }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Fetch {
     waiters: Vec<(Token, ReadLimit)>,
