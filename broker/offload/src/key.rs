@@ -42,25 +42,21 @@ pub fn below(cluster: &str) -> String {
 fn month_of(ms: u64) -> (u64, u64) {
     // A time beyond the year 9999 is damage; it has a month all the same.
     let mut days = (ms / 86_400_000).min(2_932_896);
+    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let mut year = 1970;
-    loop {
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        let length = if leap { 366 } else { 365 };
-        if days >= length {
-            days -= length;
-            year += 1;
-            continue;
-        }
-        let february = if leap { 29 } else { 28 };
-        let mut month = 1;
-        for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-            if days < length {
-                return (year, month);
-            }
-            days -= length;
-            month += 1;
-        }
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
     }
+    let february = 28 + u64::from(leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30];
+    for (month, length) in (1..).zip(lengths) {
+        if days < length {
+            return (year, month);
+        }
+        days -= length;
+    }
+    (year, 12)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use geminga_offload::offloader::{ChangeError, OffloadError, TopicRecord};
 use geminga_offload::state::{Change, ObjectRef};
 use std::collections::{BTreeSet, HashMap};
 use tokio::sync::oneshot;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 /// First and longest pause after an upload that failed, ms; doubled from one to the next.
 const RETRY_MS: (u64, u64) = (5_000, 300_000);
@@ -140,7 +140,7 @@ impl Worker {
             let outcome = tokio::select! {
                 biased;
                 outcome = tier.offloader.offload(job, &reader, &record) => outcome,
-                () = stopped(&stop) => return,
+                () = stop.cancelled() => return,
             };
             handle.put(Message::Done(Box::new(move |worker| worker.uploaded(ledger, outcome))));
         });
@@ -217,10 +217,6 @@ impl Worker {
     pub(super) fn offload_status(&self) -> Status {
         self.offloading.status.clone()
     }
-}
-
-async fn stopped(stop: &CancellationToken) {
-    stop.cancelled().await;
 }
 
 /// The topic record, changed by its owner's task. An owner that is gone leaves the outcome unknown.

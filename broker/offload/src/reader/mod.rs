@@ -17,7 +17,7 @@ use crate::key::AttemptId;
 use crate::state::ObjectRef;
 use crate::verify::{self, ObjectError, RUN_BYTES};
 use bytes::Bytes;
-use cache::{Block, Cache, Flight, Found, Run};
+use cache::{Block, BlockKey, Cache, Flight, Found, Run};
 use futures::FutureExt as _;
 use geminga_common::ids::{EntryId, LedgerId, TopicId};
 use geminga_common::tasks::{OnFailure, TaskGroup};
@@ -67,6 +67,13 @@ struct Indexes {
     bytes: usize,
 }
 
+/// A reader is known by the block it is expected at.
+#[derive(Default)]
+struct Ahead {
+    windows: HashMap<BlockKey, u64>,
+    order: VecDeque<BlockKey>,
+}
+
 struct Shared {
     blobs: Arc<dyn Blobs>,
     cluster: String,
@@ -77,7 +84,7 @@ struct Shared {
     /// Held while it is decided what is fetched and that is entered, so that nobody else fetches it too.
     deciding: Mutex<()>,
     /// Where readers are expected next, and how much lies before them.
-    ahead: Mutex<(HashMap<(AttemptId, usize), u64>, VecDeque<(AttemptId, usize)>)>,
+    ahead: Mutex<Ahead>,
     requests: AtomicU64,
     bytes: AtomicU64,
     failed: AtomicU64,
@@ -236,16 +243,16 @@ impl Reader {
         let mut ahead = self.0.ahead.lock();
         // It goes on in the block it ended in, or in the next.
         let known =
-            [wanted.start, wanted.start + 1].into_iter().find_map(|nth| ahead.0.remove(&(object, nth)));
+            [wanted.start, wanted.start + 1].into_iter().find_map(|nth| ahead.windows.remove(&(object, nth)));
         let asked = verify::span(&rows[wanted.clone()]);
         let window = known.map_or(0, |before| (before.max(asked.end - asked.start) * 2).min(AHEAD_MAX));
         let next = (object, wanted.end);
-        if ahead.0.insert(next, window).is_none() {
-            ahead.1.push_back(next);
+        if ahead.windows.insert(next, window).is_none() {
+            ahead.order.push_back(next);
         }
-        while ahead.1.len() > READERS_MAX {
-            if let Some(oldest) = ahead.1.pop_front() {
-                ahead.0.remove(&oldest);
+        while ahead.order.len() > READERS_MAX {
+            if let Some(oldest) = ahead.order.pop_front() {
+                ahead.windows.remove(&oldest);
             }
         }
         window
