@@ -42,7 +42,8 @@ pub fn below(cluster: &str) -> String {
 fn month_of(ms: u64) -> (u64, u64) {
     // A time beyond the year 9999 is damage; it has a month all the same.
     let mut days = (ms / 86_400_000).min(2_932_896);
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let every = |year: u64, years: u64| year.is_multiple_of(years);
+    let leap = |year: u64| every(year, 4) && (!every(year, 100) || every(year, 400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
