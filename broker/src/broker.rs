@@ -133,7 +133,7 @@ pub struct Broker {
     pub(crate) metadata: Arc<dyn MetadataStore>,
     pub(crate) keys: Arc<Keys>,
     /// The store of topics and cursor logs: it changes nothing while the session is in doubt.
-    gated: Arc<dyn MetadataStore>,
+    pub(crate) gated: Arc<dyn MetadataStore>,
     metadata_url: String,
     session: Session,
     ledgers: Arc<dyn Ledgers>,
@@ -240,7 +240,11 @@ impl Broker {
     pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, sweep(self.clone()));
         if let Some(tier) = self.tier.clone() {
-            self.tasks.spawn("sweep of the object store", OnFailure::Log, sweep_store(self.clone(), tier));
+            self.tasks.spawn(
+                "sweep of the object store",
+                OnFailure::Log,
+                crate::offload::sweep(self.clone(), tier),
+            );
         }
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         let accept = crate::service::accept(self.clone(), pulsar);
@@ -674,21 +678,6 @@ impl Broker {
         }
     }
 
-    /// What the namespace's policies ask about offloading.
-    pub(crate) fn offload_rules(&self, name: &TopicName) -> ml::offload::Rules {
-        let policies = self.namespaces.policies(name.namespace());
-        let policy = |get: fn(&crate::namespace::Policies) -> i64| policies.as_ref().map(|p| get(p));
-        let positive = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
-        let lag = positive(policies.as_ref().and_then(|p| p.offload_deletion_lag_ms));
-        ml::offload::Rules {
-            bytes_max: positive(policy(|p| p.offload_threshold)),
-            age_max_ms: positive(policy(|p| p.offload_threshold_in_seconds)).map(|s| s.saturating_mul(1000)),
-            lag_ms: lag.unwrap_or(self.tier.as_ref().map_or(0, |tier| tier.config.deletion_lag_s * 1000)),
-            before: None,
-            uploading: None,
-        }
-    }
-
     /// How long acknowledged messages of a topic are kept.
     pub(crate) fn retention(&self, name: &TopicName) -> ml::Retention {
         let record = self.namespaces.topic_record(&name.base());
@@ -724,27 +713,6 @@ async fn sweep(broker: Arc<Broker>) {
                 SWEEP_AGAIN
             }
         };
-    }
-}
-
-/// Removes from the object store what left its topic, now and then.
-async fn sweep_store(broker: Arc<Broker>, tier: Arc<Tier>) {
-    let stop = broker.tasks.token();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(tier.config.sweep_interval()) => {}
-        }
-        match tier.sweep(&*broker.gated, &broker.keys).await {
-            Ok(swept) if swept.removed + swept.failed > 0 => {
-                tracing::info!(swept.removed, swept.failed, swept.waiting, "object store swept");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "what is to be removed from the object store cannot be listed")
-            }
-        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod cursor;
 pub mod dispatch;
 pub mod managed_ledger;
 pub mod namespace;
+mod offload;
 pub mod rest;
 pub mod schema;
 mod service;

@@ -66,6 +66,12 @@ impl Tier {
         })
     }
 
+    /// The kind of store, as Pulsar's policies call it.
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        if self.config.url.starts_with("file:") { "filesystem" } else { "aws-s3" }
+    }
+
     /// Removes what is due from the store.
     ///
     /// # Errors

@@ -283,8 +283,8 @@ impl BrokerApi for Admin {
         async move { self.ask(topic, None, Request::Trim).await }.boxed()
     }
 
-    fn can_offload(&self) -> bool {
-        self.0.tier.is_some()
+    fn offload_driver(&self) -> Option<&'static str> {
+        self.0.tier.as_ref().map(|tier| tier.driver())
     }
 
     fn offload_topic<'a>(&'a self, topic: &'a TopicName, before: Position) -> Answer<'a, ()> {

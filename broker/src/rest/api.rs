@@ -199,8 +199,8 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn truncate_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes ledgers that nobody needs any more, now.
     fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
-    /// Whether an object store is configured.
-    fn can_offload(&self) -> bool;
+    /// Kind of the configured object store, in Pulsar's words (`aws-s3`, `filesystem`); `None` without one.
+    fn offload_driver(&self) -> Option<&'static str>;
     /// Sends every closed ledger before a position to the object store, in the background. [`ApiError::Exists`] while that is
     /// under way already.
     fn offload_topic<'a>(&'a self, topic: &'a TopicName, before: Position) -> Answer<'a, ()>;

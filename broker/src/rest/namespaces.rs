@@ -170,6 +170,10 @@ async fn below(rest: &Rest, req: &Req, name: &NamespaceName, path: &[&str]) -> A
             Err(RestError::not_found("Namespace local-policies does not exist"))
         }
         (_, ["persistence", "bookieAffinity"]) => Err(RestError::not_implemented("bookie affinity")),
+        (&Method::DELETE, ["removeOffloadPolicies"]) => {
+            let removed = policies::namespace(rest, req, name, "offloadPolicies").await;
+            removed.unwrap_or_else(|| Err(RestError::not_found("Not Found")))
+        }
         (_, [policy]) => match policies::namespace(rest, req, name, policy).await {
             Some(answer) => answer,
             None if req.method == Method::DELETE => {

@@ -21,7 +21,7 @@ pub(super) async fn route(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
     )?;
     match req.method {
         Method::PUT => {
-            if !rest.broker.can_offload() {
+            if rest.broker.offload_driver().is_none() {
                 return Err(RestError::not_implemented(NO_STORE));
             }
             let Some((Target::At { position, .. }, _)) = req.target()? else {

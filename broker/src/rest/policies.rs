@@ -150,7 +150,7 @@ const TOPIC: &[Row] = &[
     row("deduplicationSnapshotInterval", "", Check::Any),
     row("replicatorDispatchRate", "", Check::Any),
     row("replication", "", Check::Any),
-    row("offloadPolicies", "", Check::Any),
+    row("offloadPolicies", "offload", Check::Any),
     row("subscriptionExpirationTime", "", Check::Any),
     row("entryFilters", "", Check::Any),
     row("shadowTopics", "", Check::Any),
@@ -294,10 +294,26 @@ fn refuse_unenforced(list: &[&str], row: &Row, value: &Value) -> Result<(), Rest
 
 /// Offloading is enforced where there is an object store.
 fn needs_store(rest: &Rest, row: &Row, value: &Value) -> Result<(), RestError> {
-    if row.path.starts_with("offload") && !rest.broker.can_offload() && !is_off(row, value) {
-        return Err(RestError::not_implemented(NO_STORE));
+    if !row.path.starts_with("offload") || is_off(row, value) {
+        return Ok(());
     }
-    Ok(())
+    let driver = rest.broker.offload_driver().ok_or_else(|| RestError::not_implemented(NO_STORE))?;
+    let Value::Object(fields) = value else { return Ok(()) };
+    let obeyed = |name: &str, value: &Value| match name {
+        "managedLedgerOffloadDriver" => {
+            value.as_str().is_some_and(|asked| asked.eq_ignore_ascii_case(driver))
+        }
+        "managedLedgerOffloadThresholdInBytes"
+        | "managedLedgerOffloadThresholdInSeconds"
+        | "managedLedgerOffloadDeletionLagInMillis" => lenient::integer(value).is_some(),
+        _ => false,
+    };
+    match fields.iter().find(|(name, value)| !value.is_null() && !obeyed(name, value)) {
+        Some((name, _)) => Err(RestError::not_implemented(format!(
+            "{name} is the broker's configuration here (driver {driver}); setting it"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A policy of a namespace. `None` when the path is no policy.
@@ -399,6 +415,7 @@ async fn topic_row(rest: &Rest, req: &Req, topic: &TopicName, row: &'static Row)
     };
     let value = value.filter(|value| !value.is_null());
     if let Some(value) = &value {
+        needs_store(rest, row, value)?;
         refuse_unenforced(enforced::TOPIC, row, value)?;
         check(row.check, value)?;
     }
@@ -463,6 +480,7 @@ fn applied(rest: &Rest, topic: &TopicName, row: &Row) -> Option<Value> {
             Some(json!(own.unwrap_or(rest.namespaces.defaults().auto_subscription_creation)))
         }
         "replication" => field("replication_clusters"),
+        "offloadPolicies" => field("offload_policies"),
         _ => None,
     }
 }
