@@ -25,6 +25,7 @@ struct Fake {
     topics: Mutex<BTreeMap<TopicName, Subs>>,
     calls: Mutex<Vec<String>>,
     namespaces: Namespaces,
+    driver: Mutex<Option<&'static str>>,
 }
 
 impl Fake {
@@ -140,6 +141,15 @@ impl BrokerApi for Fake {
     }
     fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
         ready(self.with(topic, |_| Ok(())))
+    }
+    fn offload_driver(&self) -> Option<&'static str> {
+        *self.driver.lock()
+    }
+    fn offload_topic<'a>(&'a self, _: &'a TopicName, _: Position) -> Answer<'a, ()> {
+        ready(Ok(()))
+    }
+    fn offload_status<'a>(&'a self, _: &'a TopicName) -> Answer<'a, OffloadState> {
+        ready(Ok(OffloadState::NotRun))
     }
     fn topic_stats<'a>(&'a self, topic: &'a TopicName, _: StatsOptions) -> Answer<'a, TopicStats> {
         ready(self.with(topic, |subs| Ok(Fake::stats(subs))))
@@ -303,8 +313,12 @@ async fn server() -> Server {
     let tasks = TaskGroup::new();
     let namespaces = Namespaces::start(store.clone(), Defaults::of_cluster("c1"), &tasks).await.unwrap();
     namespaces.bootstrap().await.unwrap();
-    let fake =
-        Arc::new(Fake { topics: Mutex::default(), calls: Mutex::default(), namespaces: namespaces.clone() });
+    let fake = Arc::new(Fake {
+        topics: Mutex::default(),
+        calls: Mutex::default(),
+        namespaces: namespaces.clone(),
+        driver: Mutex::default(),
+    });
     let rest = Rest {
         namespaces,
         schemas: SchemaRegistry::new(store, "c1"),
@@ -708,6 +722,48 @@ async fn a_message_is_shown_unfolded_with_its_metadata() {
     ] {
         assert!(head.contains(line), "{line} is not in {head}");
     }
+    s.tasks.stop();
+}
+
+#[tokio::test]
+async fn offloading_needs_a_store_and_obeys_what_it_takes() {
+    let s = server().await;
+    let n = |path: &str| format!("/namespaces/public/default/{path}");
+    let p = |path: &str| format!("{T}/{path}");
+    let own = r#"{"managedLedgerOffloadThresholdInBytes":5,"managedLedgerOffloadDriver":"AWS-S3"}"#;
+    s.table(&[
+        ("PUT", &p("t"), "null", 204, "="),
+        ("PUT", &p("pt/partitions"), "2", 204, "="),
+        ("GET", &p("t/offload"), "", 200, r#""status":"NOT_RUN""#),
+        ("PUT", &p("t/offload"), r#"{"ledgerId":1,"entryId":0}"#, 501, "no object store"),
+        ("PUT", &n("offloadThreshold"), "100", 501, "no object store"),
+        ("PUT", &n("offloadThreshold"), "-1", 204, "="),
+        ("POST", &p("t/offloadPolicies"), own, 501, "no object store"),
+        ("PUT", "/namespaces/public/o", r#"{"offload_threshold":5}"#, 501, "no object store"),
+    ])
+    .await;
+    *s.fake.driver.lock() = Some("aws-s3");
+    let bucket = r#"{"s3ManagedLedgerOffloadBucket":"b"}"#;
+    let lag = r#"{"managedLedgerOffloadDeletionLagInMillis":7,"managedLedgerOffloadBucket":null}"#;
+    s.table(&[
+        ("PUT", &p("t/offload"), r#"{"ledgerId":1,"entryId":0}"#, 204, "="),
+        ("PUT", &p("t/offload"), r#""latest""#, 400, "message id"),
+        ("PUT", &p("pt/offload"), r#"{"ledgerId":1,"entryId":0}"#, 405, "partitioned"),
+        ("PUT", &n("offloadThreshold"), "100", 204, "="),
+        ("GET", &n("offloadThreshold"), "", 200, "=100"),
+        ("PUT", &n("offloadDeletionLagMs"), "9", 204, "="),
+        ("GET", &n("offloadDeletionLagMs"), "", 200, "=9"),
+        ("POST", &n("offloadPolicies"), bucket, 501, "s3ManagedLedgerOffloadBucket"),
+        ("POST", &n("offloadPolicies"), r#"{"managedLedgerOffloadDriver":"azureblob"}"#, 501, "Driver"),
+        ("POST", &n("offloadPolicies"), lag, 204, "="),
+        ("GET", &n("offloadPolicies"), "", 200, r#"={"managedLedgerOffloadDeletionLagInMillis":7}"#),
+        ("GET", &p("t/offloadPolicies?applied=true"), "", 200, "InMillis"),
+        ("POST", &p("t/offloadPolicies"), own, 204, "="),
+        ("GET", &p("t/offloadPolicies"), "", 200, r#""managedLedgerOffloadThresholdInBytes":5"#),
+        ("DELETE", &n("removeOffloadPolicies"), "", 204, "="),
+        ("GET", &n("offloadPolicies"), "", 200, "="),
+    ])
+    .await;
     s.tasks.stop();
 }
 
