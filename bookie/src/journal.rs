@@ -5,15 +5,18 @@
 //! damage: a later batch, or the manifest, that knew the missing one to be durable. There is no way to skip a bad batch.
 
 use crate::Config;
-use crate::format::journal::{self as format, Found, Owner, Record};
+use crate::format::journal::{self as format, Owner, Record};
 use crate::mutant::Mutant;
 use crate::shard::JournalFile;
 use crate::store::Place;
-use bytes::Bytes;
 use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+
+mod scan;
+
+pub(crate) use scan::{Scanned, Survey, Surveyed, survey};
 
 const PAGE: usize = 4096;
 const PIECE: usize = 1 << 20;
@@ -83,67 +86,6 @@ pub(crate) struct Replay {
     pub(crate) end: Option<(usize, u64)>,
 }
 
-/// A sound batch of a file.
-pub(crate) struct Scanned {
-    pub(crate) found: Found,
-    /// Number of its file in the survey.
-    pub(crate) file: usize,
-    pub(crate) records: Bytes,
-    end: u64,
-}
-
-/// A journal file as it is found.
-pub(crate) struct Surveyed {
-    pub(crate) name: String,
-    pub(crate) len: u64,
-    /// `None`: the header is none of this journal.
-    pub(crate) generation: Option<u64>,
-    /// All zeros: never used, its making was cut short.
-    pub(crate) blank: bool,
-}
-
-/// All that lies in a journal directory.
-#[derive(Default)]
-pub(crate) struct Survey {
-    pub(crate) files: Vec<Surveyed>,
-    pub(crate) batches: Vec<Scanned>,
-}
-
-/// Reads all files of a journal, and changes nothing.
-pub(crate) fn survey(disk: &dyn Disk, place: &Place, store: u64) -> io::Result<Survey> {
-    let mut survey = Survey::default();
-    for name in disk.list(&place.journal_dir)? {
-        if name.ends_with(".jnl") {
-            scan(disk, place, name, store, &mut survey)?;
-        }
-    }
-    Ok(survey)
-}
-
-fn scan(disk: &dyn Disk, place: &Place, name: String, store: u64, survey: &mut Survey) -> io::Result<()> {
-    let direct = disk.open(&place.journal_dir.join(&name), OpenMode::ReadDirect)?;
-    let len = direct.len()? as usize / PAGE * PAGE;
-    let bytes = read_all(&*direct, len)?;
-    let bytes = bytes.as_slice();
-    let generation = bytes.get(..PAGE).and_then(|page| format::decode_header(page, owner(place, store)));
-    let blank = generation.is_none() && bytes.iter().all(|b| *b == 0);
-    survey.files.push(Surveyed { name, len: len as u64, generation, blank });
-    let Some(generation) = generation else { return Ok(()) };
-    let mut at = PAGE;
-    while at < len {
-        match format::decode_batch(&bytes[at..], store, generation) {
-            Some(found) => {
-                let start = at + format::BATCH_HEADER;
-                at += format::batch_len(found.records_len);
-                let records = Bytes::copy_from_slice(&bytes[start..start + found.records_len]);
-                survey.batches.push(Scanned { found, file: survey.files.len() - 1, records, end: at as u64 });
-            }
-            None => at += PAGE,
-        }
-    }
-    Ok(())
-}
-
 /// Batches in sequence, and where the sequence that counts ends.
 pub(crate) struct Chain {
     batches: BTreeMap<u64, Scanned>,
@@ -175,7 +117,7 @@ pub(crate) fn replay(
     (mark, durable): (u64, u64),
     config: &Config,
 ) -> io::Result<Replay> {
-    let Survey { files: found, batches } = survey(disk, place, store)?;
+    let Survey { files: found, batches } = survey(disk, place, store, mark)?;
     let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
     let Chain { batches: chain, stopped, known } = follow(batches, mark, durable);
     // Numbers of files in the survey become those of the files that are taken over.
@@ -184,7 +126,7 @@ pub(crate) fn replay(
         if let Some(taken) = take_over(disk, &place.journal_dir.join(&file.name), file)? {
             numbers.insert(number, files.len());
             let batches = chain.values().filter(|b| b.file == number);
-            files.push((taken, batches.map(|b| b.found.head.seq).max().unwrap_or(0)));
+            files.push((taken, batches.map(|b| b.found.head.seq).max().unwrap_or(file.highest)));
         }
     }
     let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
@@ -227,7 +169,7 @@ fn take_over(disk: &dyn Disk, path: &Path, found: &Surveyed) -> io::Result<Optio
 fn void_left_behind(batches: &mut Vec<Scanned>) {
     let stops: Vec<(u64, u64)> = batches
         .iter()
-        .filter(|b| b.records.first() == Some(&7))
+        .filter(|b| format::tells_of_replay(&b.records))
         .filter_map(|b| {
             let seq = b.records.get(1..9)?.try_into().ok().map(u64::from_le_bytes)?;
             Some((b.found.head.generation, seq))
@@ -238,12 +180,4 @@ fn void_left_behind(batches: &mut Vec<Scanned>) {
         stops.iter().any(|(generation, seq)| head.generation < *generation && head.seq >= *seq)
     };
     batches.retain(|b| !void(b));
-}
-
-fn read_all(file: &dyn geminga_common::disk::DiskFile, len: usize) -> io::Result<AlignedBuf> {
-    let mut whole = AlignedBuf::zeroed(len);
-    for (number, piece) in whole.as_mut_slice().chunks_mut(PIECE).enumerate() {
-        file.read_exact_at(piece, (number * PIECE) as u64)?;
-    }
-    Ok(whole)
 }

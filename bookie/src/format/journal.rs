@@ -25,6 +25,8 @@ const FILE_MAGIC: &[u8; 8] = b"GMJRNL01";
 const BATCH_MAGIC: &[u8; 4] = b"GMBT";
 const VERSION: u32 = 1;
 pub(crate) const BATCH_HEADER: usize = 40;
+/// First byte of [`Record::ReplayStopped`].
+const REPLAY_STOPPED: u8 = 7;
 
 /// One thing that must survive.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,7 +94,7 @@ impl Record {
                 out.put(&bytes);
             }
             Record::ReplayStopped { seq } => {
-                out.put(&[7]);
+                out.put(&[REPLAY_STOPPED]);
                 out.u64(*seq);
             }
             Record::Idle => out.put(&[8]),
@@ -106,7 +108,7 @@ impl Record {
     fn decode(f: &mut Fields<'_>, whole: &Bytes) -> Option<Self> {
         let kind = f.u8()?;
         match kind {
-            7 => return Some(Record::ReplayStopped { seq: f.u64()? }),
+            REPLAY_STOPPED => return Some(Record::ReplayStopped { seq: f.u64()? }),
             8 => return Some(Record::Idle),
             9 => return Some(Record::Watermark { to: LedgerId(f.u64()?) }),
             _ => {}
@@ -210,6 +212,21 @@ pub(crate) struct Found {
     pub(crate) records_len: usize,
     /// How many records.
     pub(crate) count: u32,
+}
+
+/// What a batch of `generation` at the front of `bytes` says that it is long, with its padding; `None` where no such batch begins.
+pub(crate) fn claimed_len(bytes: &[u8], generation: u64) -> Option<usize> {
+    let mut f = Fields(bytes);
+    let magic = f.take(4)? == BATCH_MAGIC;
+    let _crc = f.u32()?;
+    let own = f.u64()? == generation;
+    let (_seq, _durable, records_len) = (f.u64()?, f.u64()?, f.u32()? as usize);
+    (magic && own).then(|| batch_len(records_len))
+}
+
+/// Whether the records of a batch begin with the one that tells where a replay stopped.
+pub(crate) fn tells_of_replay(records: &[u8]) -> bool {
+    records.first() == Some(&REPLAY_STOPPED)
 }
 
 /// The batch at the front of `bytes`; `None` unless it is sound and of this store and generation.

@@ -10,7 +10,7 @@ use std::io;
 
 impl Report<'_> {
     pub(super) fn journal(&mut self, place: &Place, id: u64, content: &Content) -> io::Result<()> {
-        let survey = match journal::survey(self.disk, place, id) {
+        let survey = match journal::survey(self.disk, place, id, 0) {
             Ok(survey) => survey,
             Err(error) => {
                 self.findings.push(format!("{}: {error}", place.journal_dir.display()));
