@@ -30,6 +30,7 @@ use geminga_common::metadata::{Compare, MetadataStore};
 use geminga_common::names::{Bundle, NamespaceName, TopicName};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::{OnFailure, TaskGroup};
+use geminga_offload::Tier;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -73,6 +74,8 @@ pub struct Deps {
     pub in_cluster: bool,
     /// What repairing ledgers takes; `None` where there is one bookie and nothing to copy from.
     pub repair: Option<crate::repair::Means>,
+    /// The object store, where one is configured.
+    pub tier: Option<Arc<Tier>>,
 }
 
 #[cfg(any(test, feature = "test-util"))]
@@ -107,6 +110,7 @@ impl Deps {
             },
             in_cluster: false,
             repair: None,
+            tier: None,
         }
     }
 }
@@ -125,7 +129,7 @@ pub struct Broker {
     pub(crate) metadata: Arc<dyn MetadataStore>,
     pub(crate) keys: Arc<Keys>,
     /// The store of topics and cursor logs: it changes nothing while the session is in doubt.
-    gated: Arc<dyn MetadataStore>,
+    pub(crate) gated: Arc<dyn MetadataStore>,
     metadata_url: String,
     session: Session,
     ledgers: Arc<dyn Ledgers>,
@@ -141,6 +145,7 @@ pub struct Broker {
     repair: Option<crate::repair::Means>,
     repair_status: Arc<crate::repair::Status>,
     pub(crate) sweeps: Sweeps,
+    pub(crate) tier: Option<Arc<Tier>>,
 }
 
 /// Where a broker is reached.
@@ -212,6 +217,7 @@ impl Broker {
             repair: deps.repair,
             repair_status: Arc::default(),
             sweeps: Sweeps::default(),
+            tier: deps.tier,
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
@@ -235,6 +241,13 @@ impl Broker {
     /// Serves clients and REST on bound listeners.
     pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, crate::bookies::sweep(self.clone()));
+        if let Some(tier) = self.tier.clone() {
+            self.tasks.spawn(
+                "sweep of the object store",
+                OnFailure::Log,
+                crate::offload::sweep(self.clone(), tier),
+            );
+        }
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         if let Some(means) = &self.repair {
             let deps = crate::repair::Deps {
@@ -502,6 +515,7 @@ impl Broker {
                 pending_bytes_max: usize::MAX,
                 ..ml::Config::default()
             }),
+            tier: self.tier.clone(),
             owner_epoch,
             guard,
             tombstones_left: self.sweeps.left.clone(),

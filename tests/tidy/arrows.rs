@@ -9,7 +9,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("geminga-common", &["geminga-proto"]),
     ("geminga-bookie-client", &["geminga-common", "geminga-proto"]),
     ("geminga-bookie", &["geminga-common", "geminga-proto", "geminga-bookie-client"]),
-    ("geminga-broker", &["geminga-common", "geminga-proto", "geminga-bookie-client"]),
+    ("geminga-offload", &["geminga-common", "geminga-proto"]),
+    ("geminga-broker", &["geminga-common", "geminga-proto", "geminga-bookie-client", "geminga-offload"]),
     ("geminga-admin", &["geminga-common", "geminga-proto"]),
     ("geminga-perf", &["geminga-common", "geminga-proto"]),
 ];

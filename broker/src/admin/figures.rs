@@ -35,6 +35,10 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
         average_msg_size: ratio(msg_throughput_in, msg_rate_in),
         msg_chunk_published: topic.chunked,
         storage_size: topic.ledger.bytes,
+        offloaded_storage_size: topic.ledger.ledgers.iter().filter(|l| l.offloaded).map(|l| l.bytes).sum(),
+        last_offload_ledger_id: topic.offload.last_ledger.map_or(0, |ledger| ledger.0),
+        last_offload_success_time_stamp: topic.offload.last_success_ms,
+        last_offload_failure_time_stamp: topic.offload.last_failure_ms,
         backlog_size,
         backlog_quota_limit_size: limit(life.size_limit),
         backlog_quota_limit_time: limit(life.age_limit_ms.map(|ms| ms / 1000)),
@@ -178,6 +182,7 @@ pub(super) fn internal_stats(topic: &Snapshot) -> InternalStats {
                 entries: l.entries,
                 size: l.bytes,
                 under_replicated: l.under_replicated,
+                offloaded: l.offloaded,
                 ..LedgerStats::default()
             })
             .collect(),

@@ -11,11 +11,13 @@ use crate::broker::Broker;
 use crate::managed_ledger::ReadEntry;
 use crate::namespace::ownership::{self, Member};
 use crate::rest::api::{
-    Answer, ApiError, BacklogAnalysis, BrokerApi, Place, Served, StatsOptions, StoredEntry, Target,
+    Answer, ApiError, BacklogAnalysis, BrokerApi, OffloadState, Place, Served, StatsOptions, StoredEntry,
+    Target,
 };
 use crate::rest::stats::{InternalStats, TopicStats};
 use crate::topic::admin::{Request, Snapshot};
 use crate::topic::messages::{Message, SeekTarget};
+use crate::topic::offload;
 use crate::topic::{Reply, TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -283,6 +285,26 @@ impl BrokerApi for Admin {
 
     fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
         async move { self.ask(topic, None, Request::Trim).await }.boxed()
+    }
+
+    fn offload_driver(&self) -> Option<&'static str> {
+        self.0.tier.as_ref().map(|tier| tier.driver())
+    }
+
+    fn offload_topic<'a>(&'a self, topic: &'a TopicName, before: Position) -> Answer<'a, ()> {
+        async move { self.ask(topic, None, |reply| Request::Offload(before, reply)).await }.boxed()
+    }
+
+    fn offload_status<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, OffloadState> {
+        async move {
+            Ok(match self.ask(topic, None, Request::OffloadStatus).await? {
+                offload::Status::NotRun => OffloadState::NotRun,
+                offload::Status::Running => OffloadState::Running,
+                offload::Status::Success(first) => OffloadState::Success(first),
+                offload::Status::Error(error) => OffloadState::Error(error),
+            })
+        }
+        .boxed()
     }
 
     fn topic_stats<'a>(&'a self, topic: &'a TopicName, options: StatsOptions) -> Answer<'a, TopicStats> {

@@ -28,8 +28,9 @@ pub(super) struct Seen {
 #[derive(Debug, Default)]
 pub(super) struct Looks(tokio::sync::Mutex<Option<(Mono, Option<Arc<Seen>>)>>);
 
-/// Reads ledgers of the topic.
-pub(super) struct Source {
+/// Reads ledgers of the topic from bookies.
+#[derive(Clone)]
+pub(super) struct Holders {
     deps: Deps,
     key: String,
     looks: Arc<Looks>,
@@ -39,8 +40,8 @@ pub(super) struct Source {
 }
 
 impl ManagedLedger {
-    pub(super) fn source(&self) -> Source {
-        Source {
+    pub(super) fn holders(&self) -> Holders {
+        Holders {
             deps: self.deps.clone(),
             key: self.deps.keys.topic(&self.topic),
             looks: self.looks.clone(),
@@ -66,7 +67,7 @@ impl ManagedLedger {
     }
 }
 
-impl Source {
+impl Holders {
     /// As [`Ledgers::read`]; when no holder has it, the record is asked whether the ledger is elsewhere by now.
     pub(super) async fn read(
         &self,

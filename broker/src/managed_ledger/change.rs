@@ -14,8 +14,8 @@ use geminga_common::tasks::OnFailure;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Segments that one transaction trims at most; leaves room for the other writes of a transaction.
-const TRIM_MAX: usize = 100;
+/// Segments that one transaction trims at most; each may leave two tombstones, and there are other writes.
+const TRIM_MAX: usize = 60;
 /// How long a drained ledger waits for its last entries to reach their whole write quorum before it is closed.
 const LAFR_WAIT: Duration = Duration::from_secs(1);
 /// How long a roll that could not be done is left alone, while the old ledger goes on.
@@ -28,6 +28,7 @@ enum Job {
     Terminate(Token),
     Properties(Token, BTreeMap<String, String>),
     Epoch(Token, u64),
+    Offload(Token, LedgerId, geminga_offload::state::Change),
     Close(Token),
     Delete(Token),
 }
@@ -40,6 +41,7 @@ impl Job {
             Job::Terminate(t) | Job::Properties(t, _) | Job::Epoch(t, _) | Job::Close(t) | Job::Delete(t) => {
                 Some(*t)
             }
+            Job::Offload(t, ..) => Some(*t),
         }
     }
 }
@@ -109,6 +111,11 @@ impl ManagedLedger {
     /// Closes the open ledger now; the next append opens another.
     pub fn roll_now(&mut self) -> Token {
         self.ask(|token| Job::Roll(Some(token)), false)
+    }
+
+    /// Changes where a closed ledger is, if its state allows that; what becomes garbage is committed with it.
+    pub fn change_offload(&mut self, ledger: LedgerId, change: geminga_offload::state::Change) -> Token {
+        self.ask(|token| Job::Offload(token, ledger, change), false)
     }
 
     /// Planned end: what was taken goes out, the ledger closes, then the handle is dead. The topic stays.
@@ -188,7 +195,9 @@ impl ManagedLedger {
         let flushed = self.appends.queue_is_empty();
         match self.changes.jobs.front() {
             None => {}
-            Some(Job::Trim(..) | Job::Properties(..) | Job::Epoch(..)) => return self.change_record(),
+            Some(Job::Trim(..) | Job::Properties(..) | Job::Epoch(..) | Job::Offload(..)) => {
+                return self.change_record();
+            }
             Some(Job::Roll(_)) => return self.close_for_job(),
             Some(Job::Terminate(_) | Job::Close(_) | Job::Delete(_)) if flushed => {
                 return self.close_for_job();
@@ -208,6 +217,7 @@ impl ManagedLedger {
     fn change_record(&mut self) -> bool {
         let Some(job) = self.changes.jobs.pop_front() else { return false };
         let mut change = Change::default();
+        let mut left = offload::Left::default();
         match &job {
             Job::Trim(floor, retention) => {
                 let now = self.deps.clock.wall_ms();
@@ -218,9 +228,20 @@ impl ManagedLedger {
             }
             Job::Properties(_, properties) => change.properties = Some(properties.clone()),
             Job::Epoch(_, epoch) => change.topic_epoch = Some(*epoch),
+            Job::Offload(token, ledger, asked) => match self.plan_offload(*ledger, asked) {
+                Ok((next, leaves)) => {
+                    change.offload = Some((*ledger, next));
+                    left = leaves;
+                }
+                Err(refused) => {
+                    let (token, result) = (*token, Err(refused.into()));
+                    self.appends.out.push(Output::RecordChanged { token, result });
+                    return true;
+                }
+            },
             Job::Roll(_) | Job::Terminate(_) | Job::Close(_) | Job::Delete(_) => {}
         }
-        self.commit(change, None, None, Some(job));
+        self.commit_leaving(change, left, (None, None), Some(job));
         false
     }
 
@@ -360,17 +381,30 @@ impl ManagedLedger {
 
     fn commit(
         &mut self,
-        mut change: Change,
+        change: Change,
         close: Option<ClosePlan>,
         create: Option<CreatePlan>,
+        job: Option<Job>,
+    ) {
+        self.commit_leaving(change, offload::Left::default(), (close, create), job);
+    }
+
+    /// Commits a change, and with it the removal of what it leaves behind.
+    fn commit_leaving(
+        &mut self,
+        mut change: Change,
+        mut left: offload::Left,
+        (close, create): (Option<ClosePlan>, Option<CreatePlan>),
         job: Option<Job>,
     ) {
         let now = self.deps.clock.wall_ms();
         let key = self.deps.keys.topic(&self.topic);
         let removes = matches!(job, Some(Job::Delete(_)));
-        let mut gone: Vec<ClosedLedger> = Vec::new();
         let going = if removes { self.state.segments().len() } else { change.trim };
-        gone.extend(self.state.segments()[..going].iter().map(|s| s.ledger().clone()));
+        for segment in &self.state.segments()[..going] {
+            left.take(segment, now, self.removal_grace_ms());
+        }
+        let mut gone = left.ledgers;
         let mut txn = Txn { compares: self.deps.guard.clone(), ops: Vec::new() };
         txn.compares.push(Compare::ModRevision(key.clone(), self.revision));
         let writer_gone = close.is_some();
@@ -389,6 +423,10 @@ impl ManagedLedger {
         for ledger in &gone {
             let tombstone = record::encode_tombstone(ledger, self.state.topic_id, now);
             txn.ops.push(Op::put(self.deps.keys.tombstone(ledger.id), tombstone));
+        }
+        for (ledger, garbage) in &left.garbage {
+            let key = self.deps.keys.object_garbage(garbage.attempt.0);
+            txn.ops.push(Op::put(key, garbage.encode(self.state.topic_id, *ledger)));
         }
         let op_id = self.rng.next_u64();
         if removes {
@@ -449,6 +487,7 @@ impl ManagedLedger {
     fn committed(&mut self, done: Committing, committed: Committed, out: &mut Vec<Output>) {
         (self.revision, self.written) = (committed.record, done.op_id);
         self.state.apply(&done.change);
+        self.offloads.chain_version += 1;
         self.state.writer_epoch = self.deps.owner_epoch;
         if let Some(stored) = committed.stored.filter(|_| !done.removes)
             && !self.adopt(&stored, committed.record)
@@ -495,7 +534,7 @@ impl ManagedLedger {
             }
             // The topic is still served; appends are refused by the flag.
             Job::Terminate(_) => self.life = Life::Alive,
-            Job::Roll(_) | Job::Trim(..) | Job::Properties(..) | Job::Epoch(..) => {}
+            Job::Roll(_) | Job::Trim(..) | Job::Properties(..) | Job::Epoch(..) | Job::Offload(..) => {}
         }
         if let Some(token) = job.token() {
             self.appends.out.push(Output::RecordChanged { token, result });

@@ -1,10 +1,8 @@
 //! Searches: the first entry at or after a time, the entry that holds an index. Both rise along the topic, so a binary search
 //! over ledgers (by what the record says of their first entries) and then within one (by reading single entries) finds them.
 
-use super::adopt::Source;
-use super::read::read_one;
+use super::source::LedgerSource;
 use super::*;
-use geminga_bookie_client::ledgers::LedgerView;
 use geminga_common::ids::EntryId;
 use geminga_common::tasks::OnFailure;
 
@@ -27,10 +25,10 @@ impl ManagedLedger {
         hit: impl Fn(&Header) -> bool + Send + Sync + 'static,
     ) -> Token {
         let token = self.token();
-        let spans: Vec<_> = spans.into_iter().map(|(id, n)| (id, n, self.view(id))).collect();
-        let (source, events) = (self.source(), self.events.clone());
+        let spans: Vec<_> = spans.into_iter().map(|(id, n)| (id, n, self.source(id))).collect();
+        let events = self.events.clone();
         self.deps.tasks.spawn("topic search", OnFailure::StopProcess, async move {
-            let result = search(&source, spans, hit).await;
+            let result = search(spans, hit).await;
             events(Event(EventKind::Found(token, result)));
         });
         token
@@ -38,16 +36,14 @@ impl ManagedLedger {
 }
 
 async fn search(
-    source: &Source,
-    spans: Vec<(LedgerId, u64, Option<LedgerView>)>,
+    spans: Vec<(LedgerId, u64, LedgerSource)>,
     hit: impl Fn(&Header) -> bool,
 ) -> Result<Option<Position>, ReadError> {
-    for (id, entries, view) in spans {
-        let view = view.ok_or(ReadError::Unavailable(Position::new(id, EntryId(0))))?;
+    for (id, entries, source) in spans {
         let (mut low, mut high) = (0, entries);
         while low < high {
             let middle = low + (high - low) / 2;
-            let found = read_one(source, &view, EntryId(middle)).await?;
+            let found = source.read_one(EntryId(middle)).await?;
             if hit(&found.entry.header) {
                 high = middle;
             } else {

@@ -15,6 +15,8 @@
 //! | `adopt` | what a repairer moved in the record: taken over by changes and by reads that fail |
 //! | `read`, `find` | reads with look-ahead, point reads, searches by time and index |
 //! | `heal` | members that are gone are replaced without an append; ledgers that lack copies close early |
+//! | `source` | where a ledger's entries come from: bookies or the object store |
+//! | `offload` | what the topic's owner asks about offloading, and how a ledger is handed to the uploader |
 //! | [`cache`] | entries in memory under one budget for all topics |
 //! | `tombstones` | deleting what was trimmed |
 //! | `topic_ids` | ids of new topics, leased in blocks |
@@ -27,9 +29,11 @@ mod commit;
 mod config;
 mod find;
 mod heal;
+pub(crate) mod offload;
 mod open;
 mod read;
 pub mod record;
+mod source;
 pub mod state;
 mod stats;
 #[cfg(test)]
@@ -54,6 +58,7 @@ use geminga_common::metadata::{Compare, MetadataStore, Revision};
 use geminga_common::names::TopicName;
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
+use geminga_offload::Tier;
 use state::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,6 +82,8 @@ pub struct Deps {
     pub topic_ids: Arc<TopicIds>,
     /// Limits.
     pub config: Arc<Config>,
+    /// The object store, where one is configured.
+    pub tier: Option<Arc<Tier>>,
     /// Epoch at which this broker owns the topic's bundle.
     pub owner_epoch: OwnerEpoch,
     /// Conditions that every transaction carries: the owner key still holds our value. Empty where nobody else can own.
@@ -250,6 +257,9 @@ pub enum ChangeError {
     /// The topic is terminated already.
     #[error("topic is terminated")]
     Terminated,
+    /// The ledger is not where it would have to be for this.
+    #[error(transparent)]
+    Offload(#[from] geminga_offload::state::Refused),
     /// The handle is dead, or died before the outcome was known.
     #[error("managed ledger is dead")]
     Dead,
@@ -348,6 +358,7 @@ pub struct ManagedLedger {
     next_token: u64,
     repair_roll: crate::repair_roll::RepairRoll,
     counters: stats::Counters,
+    offloads: offload::Offloads,
 }
 
 impl std::fmt::Debug for ManagedLedger {
@@ -390,6 +401,7 @@ impl ManagedLedger {
             next_token: 0,
             repair_roll: Default::default(),
             counters: stats::Counters::default(),
+            offloads: offload::Offloads::default(),
             deps,
         })
     }

@@ -2,10 +2,8 @@
 //! reads on, one fetch per start position however many wait for it. A surplus is kept as a block, so that the next read, or
 //! another reader at the same place, finds it. Point reads (replay) bring exactly what was asked and move no window.
 
-use super::adopt::Source;
+use super::source::LedgerSource;
 use super::*;
-use geminga_bookie_client::entry;
-use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
 use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::EntryId;
 use geminga_common::tasks::OnFailure;
@@ -18,7 +16,18 @@ const WINDOWS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Fetched {
     from: Position,
+    class: ReadClass,
+    /// Whether the object store was among the places it looked in.
+    had_object: bool,
     result: Result<Vec<ReadEntry>, ReadError>,
+}
+
+#[cfg(test)]
+impl Fetched {
+    /// The same, had the answer been this.
+    pub(super) fn answering(self, result: Result<Vec<ReadEntry>, ReadError>) -> Self {
+        Self { result, ..self }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,17 +96,15 @@ impl ManagedLedger {
             return;
         }
         self.reads.under_way.insert(from, Fetch { waiters: waiter.into_iter().collect(), window });
-        let (source, events, view) = (self.source(), self.events.clone(), self.view(from.ledger));
+        let (events, source) = (self.events.clone(), self.source(from.ledger));
         let last = self.state.entries_of(from.ledger).and_then(|n| n.checked_sub(1));
         self.deps.tasks.spawn("ledger read", OnFailure::StopProcess, async move {
-            let result = match (view, last) {
-                (Some(view), Some(last)) => {
-                    let read = source.read(&view, from.entry, EntryId(last), window, class).await;
-                    checked(from, EntryId(last), read)
-                }
-                _ => Err(ReadError::Unavailable(from)),
+            let had_object = source.has_object();
+            let result = match last {
+                Some(last) => source.read(from.entry, EntryId(last), window, class).await,
+                None => Err(ReadError::Unavailable(from)),
             };
-            events(Event(EventKind::Fetched(Fetched { from, result })));
+            events(Event(EventKind::Fetched(Fetched { from, class, had_object, result })));
         });
     }
 
@@ -105,6 +112,13 @@ impl ManagedLedger {
         let Some(fetch) = self.reads.under_way.remove(&fetched.from) else { return };
         let entries = match fetched.result {
             Ok(entries) => entries,
+            // Its ledger went to the object store while bookies were asked for it.
+            Err(_) if !fetched.had_object && self.source(fetched.from.ledger).has_object() => {
+                for waiter in fetch.waiters {
+                    self.fetch(fetched.from, fetch.window, fetched.class, Some(waiter));
+                }
+                return;
+            }
             Err(error) => {
                 let error = self.or_trimmed(error);
                 let failed = |(token, _)| Output::Read { token, result: Err(ReadError::clone(&error)) };
@@ -132,109 +146,66 @@ impl ManagedLedger {
     /// (trimmed, or beyond the end). Never [`ReadOutcome::AtEnd`].
     pub fn read_at(&mut self, positions: &[Position]) -> ReadOutcome {
         let one = ReadLimit { entries: 1, bytes: 0 };
-        let mut parts: Vec<Result<ReadEntry, (Position, Option<LedgerView>)>> = Vec::new();
+        let mut parts: Vec<Result<ReadEntry, Position>> = Vec::new();
         for &p in positions {
             if self.state.entries_of(p.ledger).is_none_or(|n| p.entry.0 >= n) {
                 continue;
             }
             let cached = self.cache.get(p, one).and_then(|(run, _)| run.into_iter().next());
-            parts.push(cached.ok_or((p, None)));
+            parts.push(cached.ok_or(p));
         }
         if parts.iter().all(Result::is_ok) {
             return ReadOutcome::Ready(parts.into_iter().filter_map(Result::ok).collect());
         }
-        let mut views: HashMap<LedgerId, Option<LedgerView>> = HashMap::new();
-        for missing in parts.iter_mut().filter_map(|p| p.as_mut().err()) {
-            let view = views.entry(missing.0.ledger).or_insert_with(|| self.view(missing.0.ledger));
-            missing.1.clone_from(view);
-        }
+        let missing = parts.iter().filter_map(|part| part.as_ref().err().map(|p| p.ledger));
+        let sources: HashMap<LedgerId, LedgerSource> =
+            missing.map(|ledger| (ledger, self.source(ledger))).collect();
         let token = self.token();
-        let (source, events) = (self.source(), self.events.clone());
+        let events = self.events.clone();
         self.deps.tasks.spawn("replay read", OnFailure::StopProcess, async move {
-            let result = read_points(&source, parts).await;
+            let result = read_points(&sources, parts).await;
             events(Event(EventKind::Points(token, result)));
         });
         ReadOutcome::Pending(token)
     }
 
-    /// Where the entries of a ledger of the chain are.
-    pub(super) fn view(&self, ledger: LedgerId) -> Option<LedgerView> {
-        match &self.writer {
-            Some(writer) if writer.ledger() == ledger => Some(writer.view()),
-            _ => self.state.segment(ledger).map(|s| s.ledger().view()),
-        }
-    }
-
-    /// An entry that was trimmed while it was read is not an incident.
+    /// An entry that was trimmed while it was read is not an incident, nor is one whose ledger left the bookies meanwhile.
     pub(super) fn or_trimmed(&self, error: ReadError) -> ReadError {
         let first = self.state.first();
         match error {
             ReadError::Unavailable(p) | ReadError::Missing(p) if p < first => ReadError::Trimmed(first),
+            ReadError::Missing(p) if self.source(p.ledger).has_object() => ReadError::Unavailable(p),
             other => other,
         }
     }
 }
 
-/// What a ledger read brought, as entries of the topic; whatever does not run on without a gap is not believed.
-fn checked(
-    from: Position,
-    last: EntryId,
-    read: Result<Vec<entry::Entry>, LedgerReadError>,
-) -> Result<Vec<ReadEntry>, ReadError> {
-    let entries = read.map_err(|e| match e {
-        LedgerReadError::NoSuchEntry(id) => ReadError::Missing(Position::new(from.ledger, id)),
-        LedgerReadError::Unavailable(id) => ReadError::Unavailable(Position::new(from.ledger, id)),
-    })?;
-    let runs_on = (from.entry.0..).zip(&entries).all(|(id, e)| e.id.0 == id && e.id <= last);
-    if entries.is_empty() || !runs_on {
-        return Err(ReadError::Unavailable(from));
-    }
-    let entry = |e: entry::Entry| ReadEntry {
-        position: Position::new(from.ledger, e.id),
-        entry: Entry { header: e.header, payload: e.payload },
-    };
-    Ok(entries.into_iter().map(entry).collect())
-}
-
-/// One entry of a ledger.
-pub(super) async fn read_one(
-    source: &Source,
-    view: &LedgerView,
-    id: EntryId,
-) -> Result<ReadEntry, ReadError> {
-    let at = Position::new(view.id, id);
-    let read = source.read(view, id, id, 1, ReadClass::CatchUp).await;
-    let mut entries = checked(at, id, read)?;
-    entries.pop().ok_or(ReadError::Unavailable(at))
-}
-
 /// Fetches what is missing, neighbours together.
 async fn read_points(
-    source: &Source,
-    parts: Vec<Result<ReadEntry, (Position, Option<LedgerView>)>>,
+    sources: &HashMap<LedgerId, LedgerSource>,
+    parts: Vec<Result<ReadEntry, Position>>,
 ) -> Result<Vec<ReadEntry>, ReadError> {
     let mut all = Vec::with_capacity(parts.len());
     let mut parts = parts.into_iter().peekable();
     while let Some(part) = parts.next() {
-        let (first, view) = match part {
+        let first = match part {
             Ok(entry) => {
                 all.push(entry);
                 continue;
             }
             Err(missing) => missing,
         };
-        let view = view.ok_or(ReadError::Unavailable(first))?;
+        let source = sources.get(&first.ledger).ok_or(ReadError::Unavailable(first))?;
         let mut last = first.entry;
-        let follows = |p: &Result<ReadEntry, (Position, _)>, last: EntryId| matches!(p, Err((at, _)) if at.ledger == first.ledger && at.entry == last.next());
+        let follows = |p: &Result<ReadEntry, Position>, last: EntryId| matches!(p, Err(at) if at.ledger == first.ledger && at.entry == last.next());
         while parts.next_if(|p| follows(p, last)).is_some() {
             last = last.next();
         }
         // One answer may bring only a part of the run.
-        let mut next = first;
-        while next.entry <= last {
-            let read = source.read(&view, next.entry, last, usize::MAX >> 1, ReadClass::CatchUp).await;
-            let run = checked(next, last, read)?;
-            next.entry = EntryId(next.entry.0 + run.len() as u64);
+        let mut next = first.entry;
+        while next <= last {
+            let run = source.read(next, last, usize::MAX >> 1, ReadClass::CatchUp).await?;
+            next = EntryId(next.0 + run.len() as u64);
             all.extend(run);
         }
     }

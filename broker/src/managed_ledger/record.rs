@@ -6,11 +6,15 @@ use super::state::{OpenTail, Segment, State};
 use bytes::Bytes;
 use geminga_bookie_client::record::{self as ledger_record, ClosedLedger};
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Position, TopicId};
+use geminga_offload::state::Offload;
+use geminga_offload::stored::StoredError;
 use prost::Message;
 use std::collections::BTreeMap;
 
 /// Version of both formats.
 const VERSION: u32 = 1;
+/// Version of a topic record that tells of ledgers in the object store: a build that does not know of them must not write it.
+const VERSION_OFFLOAD: u32 = 2;
 
 /// A record that cannot be taken as it is.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -24,6 +28,9 @@ pub enum RecordError {
     /// Written by a newer version.
     #[error("topic record version {0} is not known")]
     Version(u32),
+    /// Where a ledger is does not decode.
+    #[error(transparent)]
+    Offload(#[from] StoredError),
     /// Decodes, but breaks a rule of the format.
     #[error("topic record is inconsistent: {0}")]
     Inconsistent(&'static str),
@@ -75,6 +82,9 @@ struct StoredSegment {
     first_publish_ms: u64,
     #[prost(uint64, tag = "4")]
     closed_ms: u64,
+    /// In the offload's own stored form; absent while the ledger is on bookies alone.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    offload: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -108,7 +118,9 @@ pub fn encode(state: &State, op_id: u64) -> Bytes {
         first_index: s.first_index.0,
         first_publish_ms: s.first_publish_ms,
         closed_ms: s.closed_ms,
+        offload: s.offload.encode(),
     };
+    let offloads = state.segments().iter().any(|s| s.offload != Offload::Bookies);
     // While a ledger is open its content is not the record's business: recovery tells what it held.
     let last = match (open, state.last) {
         (Some(o), Some(last)) if last.ledger == o.id => {
@@ -117,7 +129,7 @@ pub fn encode(state: &State, op_id: u64) -> Bytes {
         (_, last) => last,
     };
     StoredTopic {
-        version: VERSION,
+        version: if offloads { VERSION_OFFLOAD } else { VERSION },
         topic_id: state.topic_id.0,
         writer_epoch: state.writer_epoch.0,
         op_id,
@@ -143,10 +155,7 @@ pub fn encode(state: &State, op_id: u64) -> Bytes {
 /// # Errors
 /// A record that is damaged or newer than this build.
 pub fn decode(bytes: &[u8]) -> Result<(State, u64), RecordError> {
-    let stored = StoredTopic::decode(bytes)?;
-    if stored.version != VERSION {
-        return Err(RecordError::Version(stored.version));
-    }
+    let stored = known(bytes)?;
     let mut state = State::new(TopicId(stored.topic_id), stored.properties, stored.created_ms);
     state.writer_epoch = OwnerEpoch(stored.writer_epoch);
     state.topic_epoch = stored.topic_epoch;
@@ -159,7 +168,11 @@ pub fn decode(bytes: &[u8]) -> Result<(State, u64), RecordError> {
     for s in stored.segments {
         let ledger = ClosedLedger::decode(&s.ledger)?;
         let segment = Segment::new(ledger, MessageIndex(s.first_index), s.first_publish_ms, s.closed_ms);
-        segments.push(segment.ok_or(RecordError::Inconsistent("a segment is empty"))?);
+        let mut segment = segment.ok_or(RecordError::Inconsistent("a segment is empty"))?;
+        if let Some(offload) = &s.offload {
+            segment.offload = Offload::decode(offload)?;
+        }
+        segments.push(segment);
     }
     let open = stored.open.map(|o| {
         OpenTail::new(LedgerId(o.id), MessageIndex(o.first_index), o.created_ms, std::time::Duration::ZERO)
@@ -170,16 +183,28 @@ pub fn decode(bytes: &[u8]) -> Result<(State, u64), RecordError> {
     Ok((state, stored.op_id))
 }
 
-/// The closed ledgers of a topic record.
+/// The closed ledgers of a topic record that bookies hold: one whose copies there were released has an object instead.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn closed_ledgers(bytes: &[u8]) -> Result<Vec<ClosedLedger>, RecordError> {
+    let mut held = Vec::new();
+    for segment in known(bytes)?.segments {
+        let offload = segment.offload.as_ref().map(|offload| Offload::decode(offload)).transpose()?;
+        if offload.is_none_or(|offload| offload.on_bookies()) {
+            held.push(ClosedLedger::decode(&segment.ledger)?);
+        }
+    }
+    Ok(held)
+}
+
+/// The record as stored, if its version is known.
+fn known(bytes: &[u8]) -> Result<StoredTopic, RecordError> {
     let stored = StoredTopic::decode(bytes)?;
-    if stored.version != VERSION {
+    if ![VERSION, VERSION_OFFLOAD].contains(&stored.version) {
         return Err(RecordError::Version(stored.version));
     }
-    stored.segments.iter().map(|s| Ok(ClosedLedger::decode(&s.ledger)?)).collect()
+    Ok(stored)
 }
 
 /// The record with `ledger` in the place of the closed ledger of that id, and nothing else changed, the op id neither: what a repair
@@ -188,10 +213,7 @@ pub fn closed_ledgers(bytes: &[u8]) -> Result<Vec<ClosedLedger>, RecordError> {
 /// # Errors
 /// As [`decode`].
 pub fn with_ledger(bytes: &[u8], ledger: &ClosedLedger) -> Result<Option<Bytes>, RecordError> {
-    let mut stored = StoredTopic::decode(bytes)?;
-    if stored.version != VERSION {
-        return Err(RecordError::Version(stored.version));
-    }
+    let mut stored = known(bytes)?;
     for segment in &mut stored.segments {
         if ClosedLedger::decode(&segment.ledger)?.id == ledger.id {
             segment.ledger = ledger.encode();

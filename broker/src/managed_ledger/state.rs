@@ -11,6 +11,7 @@ use super::config::{Config, Retention};
 use geminga_bookie_client::record::ClosedLedger;
 use geminga_common::clock::Mono;
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Position, TopicId};
+use geminga_offload::state::Offload;
 use std::collections::BTreeMap;
 
 /// How far a wall clock may step back and still be taken for jitter: stamps then stay where they are, so that they rise along
@@ -28,6 +29,8 @@ pub struct Segment {
     pub first_publish_ms: u64,
     /// When it was closed, ms since 1970.
     pub closed_ms: u64,
+    /// Where it is: on bookies, in the object store, on its way there.
+    pub offload: Offload,
 }
 
 impl Segment {
@@ -40,7 +43,7 @@ impl Segment {
         closed_ms: u64,
     ) -> Option<Self> {
         let last = ledger.last?;
-        Some(Self { ledger, last, first_index, first_publish_ms, closed_ms })
+        Some(Self { ledger, last, first_index, first_publish_ms, closed_ms, offload: Offload::Bookies })
     }
 
     /// The closed ledger.
@@ -133,6 +136,8 @@ pub struct Change {
     pub properties: Option<BTreeMap<String, String>>,
     /// New topic epoch.
     pub topic_epoch: Option<u64>,
+    /// A closed ledger is somewhere else now.
+    pub offload: Option<(LedgerId, Offload)>,
 }
 
 /// The chain and what else the topic record holds.
@@ -260,6 +265,11 @@ impl State {
         }
         if change.topic_epoch.is_some() {
             self.topic_epoch = change.topic_epoch;
+        }
+        if let Some((ledger, offload)) = &change.offload
+            && let Ok(at) = self.segments.binary_search_by_key(ledger, Segment::id)
+        {
+            self.segments[at].offload = offload.clone();
         }
         self.sum_up();
     }

@@ -24,6 +24,8 @@ pub struct LedgerStats {
     pub bytes: u64,
     /// Some of its entries may be below their write quorum.
     pub under_replicated: bool,
+    /// It is in the object store, verified.
+    pub offloaded: bool,
     /// When it was closed, ms since 1970; `None` while open.
     pub closed_ms: Option<u64>,
 }
@@ -67,6 +69,7 @@ impl ManagedLedger {
             entries: s.entries(),
             bytes: s.bytes(),
             under_replicated: !s.ledger().repair.is_empty(),
+            offloaded: s.offload.object().is_some(),
             closed_ms: Some(s.closed_ms),
         });
         let open = self.state.open().map(|o| LedgerStats {
@@ -74,6 +77,7 @@ impl ManagedLedger {
             entries: o.confirmed,
             bytes: o.confirmed_bytes,
             under_replicated: self.writer.as_ref().is_some_and(|w| w.progress().copies != Copies::Full),
+            offloaded: false,
             closed_ms: None,
         });
         let state = match (&self.life, self.state.terminated, self.writer.is_some()) {

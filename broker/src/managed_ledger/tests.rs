@@ -3,6 +3,7 @@
 mod adopt;
 mod guard;
 mod heal;
+mod offloaded;
 
 use super::*;
 use futures::future::BoxFuture;
@@ -113,6 +114,7 @@ impl Rig {
             cache: CacheBudget::new(1 << 20),
             topic_ids: Arc::default(),
             config: Arc::new(config),
+            tier: None,
             owner_epoch: OwnerEpoch(1),
             guard: Vec::new(),
             tombstones_left: Arc::default(),
@@ -646,10 +648,28 @@ fn the_stored_form_comes_back_and_strangers_are_refused() {
     assert_eq!(back.next_index, MessageIndex(12), "what the open ledger holds is told by its recovery");
     assert_eq!(back.last, Some(at(7, 1)));
     assert_eq!((back.properties, back.topic_epoch, back.next_ordinal), (s.properties, Some(0), 4));
-    assert!(matches!(record::decode(&[8, 2]), Err(record::RecordError::Version(2))));
+    assert!(matches!(record::decode(&[8, 3]), Err(record::RecordError::Version(3))));
     assert!(record::decode(b"\xff\xff").is_err());
     let tombstone = record::encode_tombstone(&closed(3, 4), TopicId(1), 9);
     assert_eq!(record::decode_tombstone(&tombstone), Ok((closed(3, 4), TopicId(1))));
+}
+
+#[test]
+fn where_a_ledger_is_comes_back_in_a_record_that_older_builds_refuse() {
+    use geminga_offload::key::AttemptId;
+    use geminga_offload::state::{ObjectRef, Offload};
+    let mut s = chain();
+    assert_eq!(record::encode(&s, 1)[..2], [8, 1], "a topic without offloaded ledgers is written as ever");
+    let shape = geminga_offload::writer::Shape { size: 900, footer_offset: 800, footer_crc: 7 };
+    let object = ObjectRef { attempt: AttemptId(u64::MAX), begun_ms: 5, shape };
+    let offload = Some((LedgerId(7), Offload::Committed(object, 6)));
+    s.apply(&Change { offload: offload.clone(), ..Change::default() });
+    let stored = record::encode(&s, 1);
+    assert_eq!(stored[..2], [8, 2]);
+    let (back, _) = record::decode(&stored).unwrap();
+    assert_eq!(back.segments(), s.segments());
+    assert_eq!(back.segment(LedgerId(7)).map(|s| s.offload.clone()), offload.map(|(_, state)| state));
+    assert_eq!(back.segment(LedgerId(3)).map(|s| s.offload.clone()), Some(Offload::Bookies));
 }
 
 #[test]

@@ -38,8 +38,8 @@ pub use listing::{DomainMode, Pattern, PatternError, filter_topics, topics_hash}
 pub use partitions::{PARTITIONS_MAX, Partitioned};
 pub use parts::{
     AutoSubscriptionCreation, AutoTopicCreation, BacklogQuota, BacklogQuotaType, BundlesData,
-    DelayedDelivery, DispatchRate, InactiveDeleteMode, InactiveTopicPolicies, Persistence, PublishRate,
-    QuotaPolicy, Retention, SchemaCompatibility, SubscribeRate, TopicType,
+    DelayedDelivery, DispatchRate, InactiveDeleteMode, InactiveTopicPolicies, OffloadPolicies, Persistence,
+    PublishRate, QuotaPolicy, Retention, SchemaCompatibility, SubscribeRate, TopicType,
 };
 pub use policies::{AuthAction, AuthPolicies, Policies, SubscriptionAuthMode, SubscriptionTypeName, Tenant};
 pub use registry::{Defaults, Namespaces};

@@ -138,6 +138,24 @@ pub struct Retention {
     pub size_mb: i64,
 }
 
+/// When closed ledgers go to the object store; `None` leaves the level above. Where they go is the broker's configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OffloadPolicies {
+    /// Kind of object store, in Pulsar's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed_ledger_offload_driver: Option<String>,
+    /// Bytes beyond which the oldest ledgers go; below 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_int")]
+    pub managed_ledger_offload_threshold_in_bytes: Option<i64>,
+    /// Seconds since their close after which ledgers go; below 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_int")]
+    pub managed_ledger_offload_threshold_in_seconds: Option<i64>,
+    /// How long they also stay on bookies, ms.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_int")]
+    pub managed_ledger_offload_deletion_lag_in_millis: Option<i64>,
+}
+
 /// Replication of ledgers and the pace of cursor persistence.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Persistence {

@@ -6,8 +6,8 @@
 use super::lenient;
 use super::parts::{
     AutoSubscriptionCreation, AutoTopicCreation, BacklogQuota, BacklogQuotaType, BundlesData,
-    DelayedDelivery, DispatchRate, InactiveTopicPolicies, Persistence, PublishRate, Retention,
-    SchemaCompatibility, SubscribeRate,
+    DelayedDelivery, DispatchRate, InactiveTopicPolicies, OffloadPolicies, Persistence, PublishRate,
+    Retention, SchemaCompatibility, SubscribeRate,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +109,10 @@ policies! {
     max_subscriptions_per_topic: i32 = "lenient::opt_int",
     /// Bytes of backlog that start a compaction; 0 is off.
     compaction_threshold: i64 = "lenient::opt_int",
+    /// When closed ledgers go to the object store; goes before the three fields of its own.
+    offload_policies: OffloadPolicies = "Option::deserialize",
+    /// How long offloaded ledgers also stay on bookies, ms.
+    offload_deletion_lag_ms: i64 = "lenient::opt_int",
     /// Most topics of the namespace; 0 is unbounded.
     max_topics_per_namespace: i32 = "lenient::opt_int",
     /// Whether producers may add schemas.
@@ -230,6 +234,8 @@ impl Default for Policies {
             max_unacked_messages_per_subscription: None,
             max_subscriptions_per_topic: None,
             compaction_threshold: None,
+            offload_policies: None,
+            offload_deletion_lag_ms: None,
             max_topics_per_namespace: None,
             is_allow_auto_update_schema: None,
             deduplication_snapshot_interval_seconds: None,

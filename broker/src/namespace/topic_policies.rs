@@ -5,8 +5,8 @@
 
 use super::cache::Table;
 use super::parts::{
-    BacklogQuota, BacklogQuotaType, DelayedDelivery, DispatchRate, InactiveTopicPolicies, Persistence,
-    PublishRate, Retention, SchemaCompatibility, SubscribeRate,
+    BacklogQuota, BacklogQuotaType, DelayedDelivery, DispatchRate, InactiveTopicPolicies, OffloadPolicies,
+    Persistence, PublishRate, Retention, SchemaCompatibility, SubscribeRate,
 };
 use super::policies::SubscriptionTypeName;
 use super::registry::{Namespaces, Step};
@@ -78,6 +78,9 @@ pub struct TopicPolicies {
     /// Bytes of backlog that start a compaction.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "super::lenient::opt_int")]
     pub compaction_threshold: Option<i64>,
+    /// When closed ledgers go to the object store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload: Option<OffloadPolicies>,
     /// Subscription types allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subscription_types: Option<BTreeSet<SubscriptionTypeName>>,

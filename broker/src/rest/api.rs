@@ -115,6 +115,20 @@ pub struct StatsOptions {
     pub earliest_time_in_backlog: bool,
 }
 
+/// How an offload that somebody asked for goes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum OffloadState {
+    /// None was asked for.
+    #[default]
+    NotRun,
+    /// It is under way.
+    Running,
+    /// It is done; the first ledger that is not in the object store, if there is one.
+    Success(Option<LedgerId>),
+    /// It has failed.
+    Error(String),
+}
+
 /// What a scan of a backlog found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BacklogAnalysis {
@@ -189,6 +203,13 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn truncate_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes ledgers that nobody needs any more, now.
     fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
+    /// Kind of the configured object store, in Pulsar's words (`aws-s3`, `filesystem`); `None` without one.
+    fn offload_driver(&self) -> Option<&'static str>;
+    /// Sends every closed ledger before a position to the object store, in the background. [`ApiError::Exists`] while that is
+    /// under way already.
+    fn offload_topic<'a>(&'a self, topic: &'a TopicName, before: Position) -> Answer<'a, ()>;
+    /// How that goes.
+    fn offload_status<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, OffloadState>;
     /// Stats of a topic.
     fn topic_stats<'a>(&'a self, topic: &'a TopicName, options: StatsOptions) -> Answer<'a, TopicStats>;
     /// Ledgers and cursors of a topic.

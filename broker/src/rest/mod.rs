@@ -22,6 +22,7 @@ pub mod fuzz;
 mod message;
 mod metrics;
 mod namespaces;
+mod offload;
 mod partitions;
 mod policies;
 mod request;

@@ -95,7 +95,7 @@ async fn create(rest: &Rest, req: &Req, name: &NamespaceName) -> Answer {
         );
         return Err(RestError::new(StatusCode::FORBIDDEN, text));
     }
-    policies::check_all(&policies)?;
+    policies::check_all(rest, &policies)?;
     match rest.namespaces.create_namespace(name, &policies).await {
         Err(NamespaceError::TenantNotFound(_)) => Err(RestError::not_found("Tenant does not exist")),
         other => other.map_err(RestError::from).and_then(|()| done()),
@@ -170,6 +170,10 @@ async fn below(rest: &Rest, req: &Req, name: &NamespaceName, path: &[&str]) -> A
             Err(RestError::not_found("Namespace local-policies does not exist"))
         }
         (_, ["persistence", "bookieAffinity"]) => Err(RestError::not_implemented("bookie affinity")),
+        (&Method::DELETE, ["removeOffloadPolicies"]) => {
+            let removed = policies::namespace(rest, req, name, "offloadPolicies").await;
+            removed.unwrap_or_else(|| Err(RestError::not_found("Not Found")))
+        }
         (_, [policy]) => match policies::namespace(rest, req, name, policy).await {
             Some(answer) => answer,
             None if req.method == Method::DELETE => {

@@ -1,6 +1,7 @@
 //! The policy tables: path → field of the stored record, check, answer when unset. Values are set by writing the JSON field
 //! and reading the record back, so that every number form Pulsar accepts is accepted here by one rule.
 
+use super::offload::NO_STORE;
 use super::request::Req;
 use super::response::{Answer, RestError, done, ok, unset};
 use super::{Rest, enforced};
@@ -107,7 +108,10 @@ const NAMESPACE: &[Row] = &[
     fixed("allowedClusters", "allowed_clusters", false),
     row("offloadPolicies", "offload_policies", Check::Any),
     row("entryFilters", "entryFilters", Check::Any),
-    fixed("offloadDeletionLagMs", "offload_deletion_lag_ms", true),
+    Row {
+        put: true,
+        ..row("offloadDeletionLagMs", "offload_deletion_lag_ms", Check::NotNegative("offloadDeletionLagMs"))
+    },
     row("allowedTopicPropertyKeysForMetrics", "allowed_topic_property_keys_for_metrics", Check::Any),
 ];
 
@@ -146,7 +150,7 @@ const TOPIC: &[Row] = &[
     row("deduplicationSnapshotInterval", "", Check::Any),
     row("replicatorDispatchRate", "", Check::Any),
     row("replication", "", Check::Any),
-    row("offloadPolicies", "", Check::Any),
+    row("offloadPolicies", "offload", Check::Any),
     row("subscriptionExpirationTime", "", Check::Any),
     row("entryFilters", "", Check::Any),
     row("shadowTopics", "", Check::Any),
@@ -288,6 +292,30 @@ fn refuse_unenforced(list: &[&str], row: &Row, value: &Value) -> Result<(), Rest
     )))
 }
 
+/// Offloading is enforced where there is an object store.
+fn needs_store(rest: &Rest, row: &Row, value: &Value) -> Result<(), RestError> {
+    if !row.path.starts_with("offload") || is_off(row, value) {
+        return Ok(());
+    }
+    let driver = rest.broker.offload_driver().ok_or_else(|| RestError::not_implemented(NO_STORE))?;
+    let Value::Object(fields) = value else { return Ok(()) };
+    let obeyed = |name: &str, value: &Value| match name {
+        "managedLedgerOffloadDriver" => {
+            value.as_str().is_some_and(|asked| asked.eq_ignore_ascii_case(driver))
+        }
+        "managedLedgerOffloadThresholdInBytes"
+        | "managedLedgerOffloadThresholdInSeconds"
+        | "managedLedgerOffloadDeletionLagInMillis" => lenient::integer(value).is_some(),
+        _ => false,
+    };
+    match fields.iter().find(|(name, value)| !value.is_null() && !obeyed(name, value)) {
+        Some((name, _)) => Err(RestError::not_implemented(format!(
+            "{name} is the broker's configuration here (driver {driver}); setting it"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// A policy of a namespace. `None` when the path is no policy.
 pub(super) async fn namespace(rest: &Rest, req: &Req, name: &NamespaceName, path: &str) -> Option<Answer> {
     let row = find(NAMESPACE, path)?;
@@ -319,6 +347,7 @@ async fn namespace_row(rest: &Rest, req: &Req, name: &NamespaceName, row: &'stat
     // Setting null removes, as in Pulsar.
     let value = value.filter(|value| !value.is_null());
     if let Some(value) = &value {
+        needs_store(rest, row, value)?;
         if !enforced::NAMESPACE.contains(&row.path) {
             fits(&policies, row, value)?;
             refuse_unenforced(enforced::NAMESPACE, row, value)?;
@@ -386,6 +415,7 @@ async fn topic_row(rest: &Rest, req: &Req, topic: &TopicName, row: &'static Row)
     };
     let value = value.filter(|value| !value.is_null());
     if let Some(value) = &value {
+        needs_store(rest, row, value)?;
         refuse_unenforced(enforced::TOPIC, row, value)?;
         check(row.check, value)?;
     }
@@ -450,6 +480,7 @@ fn applied(rest: &Rest, topic: &TopicName, row: &Row) -> Option<Value> {
             Some(json!(own.unwrap_or(rest.namespaces.defaults().auto_subscription_creation)))
         }
         "replication" => field("replication_clusters"),
+        "offloadPolicies" => field("offload_policies"),
         _ => None,
     }
 }
@@ -465,11 +496,12 @@ const OTHERS: &[&str] = &[
 ];
 
 /// Refuses a whole set of policies, as given when a namespace is created, if one in it is not enforced.
-pub(super) fn check_all(policies: &Policies) -> Result<(), RestError> {
+pub(super) fn check_all(rest: &Rest, policies: &Policies) -> Result<(), RestError> {
     let (given, empty) = (object(policies), object(&Policies::default()));
     for (field, value) in given.iter().filter(|(field, value)| empty.get(*field) != Some(value)) {
         match NAMESPACE.iter().find(|row| row.field == field) {
             Some(row) => {
+                needs_store(rest, row, value)?;
                 refuse_unenforced(enforced::NAMESPACE, row, value)?;
                 if !row.per_cluster {
                     check(row.check, value)?;

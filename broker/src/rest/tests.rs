@@ -1,357 +1,10 @@
 //! Table-driven: method, path, body → status, body. The server is the real one on a loopback port; the broker is a fake that
 //! keeps topics and subscriptions in memory.
 
-use super::api::*;
-use super::stats::{InternalStats, SubscriptionStats, TopicStats};
-use super::{Rest, message, metrics, time};
-use crate::namespace::{Defaults, Namespaces};
-use crate::schema::SchemaRegistry;
-use bytes::BytesMut;
-use geminga_common::clock::ManualClock;
-use geminga_common::ids::{EntryId, LedgerId, Position};
-use geminga_common::metadata::memory::MemoryStore;
-use geminga_common::metadata::{MetadataStore, Op, Txn};
-use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName};
-use geminga_common::tasks::{OnFailure, TaskGroup};
-use geminga_proto::pulsar::{KeyValue, MessageMetadata};
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+mod fake;
 
-type Subs = BTreeMap<String, BTreeMap<String, String>>;
-
-struct Fake {
-    topics: Mutex<BTreeMap<TopicName, Subs>>,
-    calls: Mutex<Vec<String>>,
-    namespaces: Namespaces,
-}
-
-impl Fake {
-    fn with<T>(
-        &self,
-        topic: &TopicName,
-        f: impl FnOnce(&mut Subs) -> Result<T, ApiError>,
-    ) -> Result<T, ApiError> {
-        match self.topics.lock().get_mut(topic) {
-            Some(subs) => f(subs),
-            None => Err(ApiError::TopicNotFound(topic.clone())),
-        }
-    }
-
-    fn on_sub(&self, what: &str, topic: &TopicName, sub: &SubscriptionName) -> Result<(), ApiError> {
-        self.with(topic, |subs| match subs.contains_key(sub.as_str()) {
-            true => {
-                self.calls.lock().push(format!("{what} {} {sub}", topic.local()));
-                Ok(())
-            }
-            false => Err(ApiError::SubscriptionNotFound { topic: topic.clone(), subscription: sub.clone() }),
-        })
-    }
-
-    fn stats(subs: &Subs) -> TopicStats {
-        let sub =
-            SubscriptionStats { msg_backlog: 3, subscription_type: "Shared".into(), ..Default::default() };
-        let subscriptions = subs.keys().map(|name| (name.clone(), sub.clone())).collect();
-        TopicStats { msg_in_counter: 5, subscriptions, ..TopicStats::unused() }
-    }
-}
-
-fn ready<'a, T: Send + 'a>(answer: Result<T, ApiError>) -> Answer<'a, T> {
-    Box::pin(async move { answer })
-}
-
-impl BrokerApi for Fake {
-    fn this_broker(&self) -> Served {
-        Served {
-            broker_id: "h:8080".into(),
-            broker_url: "pulsar://h:6650".into(),
-            broker_url_tls: None,
-            http_url: "http://h:8080".into(),
-            http_url_tls: None,
-        }
-    }
-    fn brokers(&self) -> Answer<'_, Vec<String>> {
-        ready(Ok(vec!["h:8080".into()]))
-    }
-    fn leader(&self) -> Answer<'_, Served> {
-        ready(Ok(self.this_broker()))
-    }
-    fn bookies(&self) -> Answer<'_, Vec<String>> {
-        ready(Ok(vec!["b1".into()]))
-    }
-    fn health(&self) -> Answer<'_, ()> {
-        ready(Ok(()))
-    }
-    fn lookup<'a>(&'a self, _: &'a TopicName, _: Option<&'a str>) -> Answer<'a, Served> {
-        ready(Ok(self.this_broker()))
-    }
-    fn unload_bundles<'a>(
-        &'a self,
-        namespace: &'a NamespaceName,
-        range: Option<BundleRange>,
-    ) -> Answer<'a, ()> {
-        self.calls
-            .lock()
-            .push(format!("unload {namespace} {}", range.map_or("all".into(), |r| r.to_string())));
-        ready(Ok(()))
-    }
-    fn loaded_topics(&self, namespace: &NamespaceName) -> Vec<TopicName> {
-        self.topics.lock().keys().filter(|t| t.namespace() == namespace).cloned().collect()
-    }
-    fn snapshot(&self) -> futures::future::BoxFuture<'_, Vec<(TopicName, TopicStats)>> {
-        let all = self.topics.lock().iter().map(|(t, s)| (t.clone(), Fake::stats(s))).collect();
-        Box::pin(async move { all })
-    }
-    fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
-        Box::pin(async move {
-            if self.topics.lock().contains_key(topic) {
-                return Err(ApiError::Exists("there".into()));
-            }
-            self.topics.lock().insert(topic.clone(), Subs::new());
-            if topic.is_persistent() {
-                let key = self.namespaces.cluster_keys().topic(topic);
-                let txn = Txn { compares: vec![], ops: vec![Op::put(key, &b"t"[..])] };
-                self.namespaces.metadata().txn(txn).await.unwrap();
-            }
-            Ok(())
-        })
-    }
-    fn delete_topic<'a>(&'a self, topic: &'a TopicName, force: bool) -> Answer<'a, ()> {
-        Box::pin(async move {
-            if topic.local().contains("busy") && !force {
-                return Err(ApiError::Busy("Topic has active producers/subscriptions".into()));
-            }
-            self.topics.lock().remove(topic).ok_or_else(|| ApiError::TopicNotFound(topic.clone()))?;
-            let key = self.namespaces.cluster_keys().topic(topic);
-            let txn = Txn { compares: vec![], ops: vec![Op::delete(key)] };
-            self.namespaces.metadata().txn(txn).await.unwrap();
-            Ok(())
-        })
-    }
-    fn unload_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
-        ready(self.with(topic, |_| Ok(())))
-    }
-    fn terminate_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, Place> {
-        ready(self.with(topic, |_| Ok(Position::new(LedgerId(3), EntryId(2)).into())))
-    }
-    fn truncate_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
-        ready(self.with(topic, |_| Ok(())))
-    }
-    fn trim_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
-        ready(self.with(topic, |_| Ok(())))
-    }
-    fn topic_stats<'a>(&'a self, topic: &'a TopicName, _: StatsOptions) -> Answer<'a, TopicStats> {
-        ready(self.with(topic, |subs| Ok(Fake::stats(subs))))
-    }
-    fn internal_stats<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, InternalStats> {
-        ready(self.with(topic, |_| Ok(InternalStats::default())))
-    }
-    fn last_message_id<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, Place> {
-        ready(self.with(topic, |_| Ok(Place { ledger: Some(LedgerId(3)), entry: None })))
-    }
-    fn find_by_time<'a>(&'a self, topic: &'a TopicName, since: u64) -> Answer<'a, Place> {
-        ready(self.with(topic, |_| Ok(Position::new(LedgerId(3), EntryId(since)).into())))
-    }
-    fn read_entry<'a>(&'a self, topic: &'a TopicName, at: Position) -> Answer<'a, StoredEntry> {
-        ready(self.with(topic, |_| match at.entry.0 {
-            0 => Ok(entry(at)),
-            _ => Err(ApiError::MessageNotFound("Message not found".into())),
-        }))
-    }
-    fn examine<'a>(&'a self, topic: &'a TopicName, _: bool, _: u64) -> Answer<'a, Option<StoredEntry>> {
-        ready(self.with(topic, |_| Ok(None)))
-    }
-    fn backlog_bytes_from<'a>(&'a self, topic: &'a TopicName, _: Place) -> Answer<'a, u64> {
-        ready(self.with(topic, |_| Ok(102)))
-    }
-    fn subscriptions<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, Vec<String>> {
-        ready(self.with(topic, |subs| Ok(subs.keys().cloned().collect())))
-    }
-    fn create_subscription<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        at: Target,
-        properties: BTreeMap<String, String>,
-    ) -> Answer<'a, ()> {
-        self.calls.lock().push(format!("create {sub} {at:?}"));
-        let mut topics = self.topics.lock();
-        let subs = topics.entry(topic.clone()).or_default();
-        let old = subs.insert(sub.to_string(), properties);
-        ready(if old.is_some() { Err(ApiError::Exists("there".into())) } else { Ok(()) })
-    }
-    fn delete_subscription<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        _: bool,
-    ) -> Answer<'a, ()> {
-        let found = self.on_sub("delete", topic, sub);
-        ready(found.and_then(|()| {
-            self.with(topic, |subs| {
-                subs.remove(sub.as_str());
-                Ok(())
-            })
-        }))
-    }
-    fn skip_all<'a>(&'a self, topic: &'a TopicName, sub: &'a SubscriptionName) -> Answer<'a, ()> {
-        ready(self.on_sub("skip_all", topic, sub))
-    }
-    fn skip<'a>(&'a self, topic: &'a TopicName, sub: &'a SubscriptionName, n: u64) -> Answer<'a, ()> {
-        ready(self.on_sub(&format!("skip {n}"), topic, sub))
-    }
-    fn expire_by_age<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        s: u64,
-    ) -> Answer<'a, ()> {
-        let found = self.on_sub("expire", topic, sub);
-        ready(found.and_then(|()| if s > 99 { Err(ApiError::NothingToDo("nothing".into())) } else { Ok(()) }))
-    }
-    fn expire_to<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        at: Position,
-        _: bool,
-    ) -> Answer<'a, ()> {
-        ready(self.on_sub(&format!("expire_to {at}"), topic, sub))
-    }
-    fn reset_cursor<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        to: Target,
-    ) -> Answer<'a, ()> {
-        ready(self.on_sub(&format!("reset {to:?}"), topic, sub))
-    }
-    fn peek<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        nth: u64,
-    ) -> Answer<'a, StoredEntry> {
-        let found = self.on_sub("peek", topic, sub);
-        ready(found.and_then(|()| match nth {
-            1 => Ok(entry(Position::new(LedgerId(3), EntryId(0)))),
-            _ => Err(ApiError::MessageNotFound("beyond".into())),
-        }))
-    }
-    fn analyze_backlog<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-    ) -> Answer<'a, BacklogAnalysis> {
-        ready(self.on_sub("analyze", topic, sub).map(|()| BacklogAnalysis {
-            entries: 2,
-            messages: 3,
-            ..Default::default()
-        }))
-    }
-    fn subscription_properties<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-    ) -> Answer<'a, BTreeMap<String, String>> {
-        let found = self.on_sub("properties", topic, sub);
-        ready(found.and_then(|()| self.with(topic, |subs| Ok(subs[sub.as_str()].clone()))))
-    }
-    fn set_subscription_properties<'a>(
-        &'a self,
-        topic: &'a TopicName,
-        sub: &'a SubscriptionName,
-        properties: BTreeMap<String, String>,
-    ) -> Answer<'a, ()> {
-        let found = self.on_sub("set", topic, sub);
-        ready(found.and_then(|()| {
-            self.with(topic, |subs| {
-                subs.insert(sub.to_string(), properties);
-                Ok(())
-            })
-        }))
-    }
-}
-
-fn entry(position: Position) -> StoredEntry {
-    let packed = lz4_flex::block::compress(b"hello hello hello");
-    let metadata = MessageMetadata {
-        producer_name: "p\n1".into(),
-        sequence_id: 7,
-        publish_time: 1_795_520_926_783,
-        properties: vec![KeyValue { key: "a".into(), value: "b".into() }],
-        compression: Some(1),
-        uncompressed_size: Some(17),
-        ..Default::default()
-    };
-    let mut bytes = BytesMut::new();
-    geminga_proto::payload::encode_payload(&metadata, &packed, &mut bytes);
-    StoredEntry { position, bytes: bytes.freeze() }
-}
-
-struct Server {
-    port: u16,
-    tasks: TaskGroup,
-    fake: Arc<Fake>,
-    rest: Rest,
-}
-
-async fn server() -> Server {
-    let clock = Arc::new(ManualClock::at_wall_ms(1000));
-    let store: Arc<dyn MetadataStore> = Arc::new(MemoryStore::new(clock.clone()));
-    let tasks = TaskGroup::new();
-    let namespaces = Namespaces::start(store.clone(), Defaults::of_cluster("c1"), &tasks).await.unwrap();
-    namespaces.bootstrap().await.unwrap();
-    let fake =
-        Arc::new(Fake { topics: Mutex::default(), calls: Mutex::default(), namespaces: namespaces.clone() });
-    let rest = Rest {
-        namespaces,
-        schemas: SchemaRegistry::new(store, "c1"),
-        broker: fake.clone(),
-        clock,
-        version: "0.1.0".into(),
-        metadata_url: "memory".into(),
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (served, stop) = (rest.clone(), tasks.token());
-    tasks.spawn("rest", OnFailure::Log, async move { served.serve(listener, stop).await.unwrap() });
-    Server { port, tasks, fake, rest }
-}
-
-impl Server {
-    /// The status, the head and the body.
-    async fn ask(&self, method: &str, path: &str, kind: &str, body: &str) -> (u16, String, String) {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        let kind = if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
-        let size = body.len();
-        let text = format!(
-            "{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{kind}content-length: {size}\r\n\r\n{body}"
-        );
-        stream.write_all(text.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.unwrap();
-        let answer = String::from_utf8(answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head[9..12].parse().unwrap(), head.to_lowercase(), body.to_owned())
-    }
-
-    async fn table(&self, rows: &[(&str, &str, &str, u16, &str)]) {
-        for (method, path, body, status, wanted) in rows {
-            let path =
-                if path.starts_with("/lookup") { (*path).to_owned() } else { format!("/admin/v2{path}") };
-            let kind = if body.is_empty() { "" } else { "application/json" };
-            let (got, _, text) = self.ask(method, &path, kind, body).await;
-            assert_eq!(got, *status, "{method} {path} {body} answered {text}");
-            let whole = wanted.strip_prefix('=');
-            assert!(
-                whole.map_or(text.contains(wanted), |w| text == w),
-                "{method} {path} {body}: {text} is not {wanted}"
-            );
-        }
-    }
-}
+use super::{message, metrics, time};
+use fake::server;
 
 const T: &str = "/persistent/public/default";
 
@@ -708,6 +361,48 @@ async fn a_message_is_shown_unfolded_with_its_metadata() {
     ] {
         assert!(head.contains(line), "{line} is not in {head}");
     }
+    s.tasks.stop();
+}
+
+#[tokio::test]
+async fn offloading_needs_a_store_and_obeys_what_it_takes() {
+    let s = server().await;
+    let n = |path: &str| format!("/namespaces/public/default/{path}");
+    let p = |path: &str| format!("{T}/{path}");
+    let own = r#"{"managedLedgerOffloadThresholdInBytes":5,"managedLedgerOffloadDriver":"AWS-S3"}"#;
+    s.table(&[
+        ("PUT", &p("t"), "null", 204, "="),
+        ("PUT", &p("pt/partitions"), "2", 204, "="),
+        ("GET", &p("t/offload"), "", 200, r#""status":"NOT_RUN""#),
+        ("PUT", &p("t/offload"), r#"{"ledgerId":1,"entryId":0}"#, 501, "no object store"),
+        ("PUT", &n("offloadThreshold"), "100", 501, "no object store"),
+        ("PUT", &n("offloadThreshold"), "-1", 204, "="),
+        ("POST", &p("t/offloadPolicies"), own, 501, "no object store"),
+        ("PUT", "/namespaces/public/o", r#"{"offload_threshold":5}"#, 501, "no object store"),
+    ])
+    .await;
+    *s.fake.driver.lock() = Some("aws-s3");
+    let bucket = r#"{"s3ManagedLedgerOffloadBucket":"b"}"#;
+    let lag = r#"{"managedLedgerOffloadDeletionLagInMillis":7,"managedLedgerOffloadBucket":null}"#;
+    s.table(&[
+        ("PUT", &p("t/offload"), r#"{"ledgerId":1,"entryId":0}"#, 204, "="),
+        ("PUT", &p("t/offload"), r#""latest""#, 400, "message id"),
+        ("PUT", &p("pt/offload"), r#"{"ledgerId":1,"entryId":0}"#, 405, "partitioned"),
+        ("PUT", &n("offloadThreshold"), "100", 204, "="),
+        ("GET", &n("offloadThreshold"), "", 200, "=100"),
+        ("PUT", &n("offloadDeletionLagMs"), "9", 204, "="),
+        ("GET", &n("offloadDeletionLagMs"), "", 200, "=9"),
+        ("POST", &n("offloadPolicies"), bucket, 501, "s3ManagedLedgerOffloadBucket"),
+        ("POST", &n("offloadPolicies"), r#"{"managedLedgerOffloadDriver":"azureblob"}"#, 501, "Driver"),
+        ("POST", &n("offloadPolicies"), lag, 204, "="),
+        ("GET", &n("offloadPolicies"), "", 200, r#"={"managedLedgerOffloadDeletionLagInMillis":7}"#),
+        ("GET", &p("t/offloadPolicies?applied=true"), "", 200, "InMillis"),
+        ("POST", &p("t/offloadPolicies"), own, 204, "="),
+        ("GET", &p("t/offloadPolicies"), "", 200, r#""managedLedgerOffloadThresholdInBytes":5"#),
+        ("DELETE", &n("removeOffloadPolicies"), "", 204, "="),
+        ("GET", &n("offloadPolicies"), "", 200, "="),
+    ])
+    .await;
     s.tasks.stop();
 }
 

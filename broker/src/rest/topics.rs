@@ -6,7 +6,7 @@ use super::namespaces::{actions, checked_quota, fits_retention, quota_type};
 use super::request::{Req, namespace_of, number, topic_of};
 use super::response::{Answer, RestError, done, empty, message_id, ok};
 use super::stats::{InternalStats, TopicStats};
-use super::{Rest, message, namespaces, partitions, policies, subscriptions};
+use super::{Rest, message, namespaces, offload, partitions, policies, subscriptions};
 use crate::namespace::{DomainMode, NamespaceError, Policies, TopicRecord};
 use axum::http::{Method, StatusCode};
 use geminga_common::ids::{EntryId, LedgerId, Position};
@@ -67,7 +67,7 @@ async fn one(rest: &Rest, req: &Req, topic: &TopicName, path: &[&str]) -> Answer
             ok(&json!({ "status": "NOT_RUN", "lastError": "" }))
         }
         (&Method::PUT, ["compaction"]) => Err(RestError::not_implemented("compaction")),
-        (&Method::GET | &Method::PUT, ["offload"]) => Err(RestError::not_implemented("offloading over REST")),
+        (_, ["offload"]) => offload::route(rest, req, topic).await,
         (&Method::GET, ["backlog"]) => Err(RestError::not_implemented("the offline backlog estimate")),
         (&Method::DELETE, ["policies"]) => {
             let clear = |record: &mut TopicRecord| {

@@ -35,6 +35,10 @@ pub(crate) enum Request {
     Truncate(Reply<()>),
     /// Let go of what nobody needs.
     Trim(Reply<()>),
+    /// Send every closed ledger before a position to the object store.
+    Offload(Position, Reply<()>),
+    /// How that goes.
+    OffloadStatus(Reply<super::offload::Status>),
     /// The entry at a position.
     Entry(Position, Reply<Option<ReadEntry>>),
     /// The n-th unacknowledged entry of a subscription, from 1.
@@ -124,6 +128,7 @@ pub(crate) struct Snapshot {
     pub(crate) publishers: Vec<PublisherSnapshot>,
     pub(crate) subscriptions: Vec<SubscriptionSnapshot>,
     pub(crate) lifecycle: super::aging::LifecycleFigures,
+    pub(crate) offload: super::offload::OffloadFigures,
     pub(crate) ledger: ml::Stats,
 }
 
@@ -160,6 +165,8 @@ impl Worker {
                 self.trim();
                 reply.send(Ok(()));
             }
+            Request::Offload(to, reply) => self.offload_before(to, reply),
+            Request::OffloadStatus(reply) => reply.send(Ok(self.offload_status())),
             Request::Entry(position, reply) => self.entry(position, reply),
             Request::Peek(name, n, reply) => self.peek(&name, n, reply),
             Request::FindTime(since, reply) => {
@@ -198,6 +205,7 @@ impl Worker {
             publishers: publishers.collect(),
             subscriptions: self.subscriptions.values().map(|sub| self.subscription_snapshot(sub)).collect(),
             lifecycle: self.lifecycle_figures(),
+            offload: self.offloading.figures(),
             ledger: self.ledger.stats(),
         }
     }

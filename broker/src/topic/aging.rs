@@ -161,6 +161,7 @@ impl Worker {
             self.rules = rules;
             self.lifecycle.rules_changed();
         }
+        self.offloading.rules_changed();
         let rate = self.broker.publish_rate(&self.name);
         if self.throttle.as_ref().map(Throttle::rate) != rate {
             self.throttle = rate.and_then(|rate| Throttle::new(rate, self.broker.clock.mono()));

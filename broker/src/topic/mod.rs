@@ -10,6 +10,7 @@
 //! | `delivery` | entries on their way to consumers |
 //! | `lifecycle` | time to live, backlog quotas, retention (pure) |
 //! | `aging` | carries out what the lifecycle engine decides; policies as they change |
+//! | `offload` | closed ledgers on their way to the object store |
 //! | `meter` | counters with rates (pure) |
 //! | `throttle` | the bound on publishing (pure) |
 //! | `requests` | subscribe, seek, unsubscribe and what REST asks |
@@ -29,6 +30,7 @@ mod log;
 pub(crate) mod mailbox;
 pub(crate) mod messages;
 pub(crate) mod meter;
+pub(crate) mod offload;
 pub(crate) mod outbox;
 pub(crate) mod peer;
 mod producers;

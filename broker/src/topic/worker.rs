@@ -129,6 +129,8 @@ pub(crate) struct Worker {
     /// What policies ask of the topic, as last read.
     pub(super) rules: super::lifecycle::Rules,
     pub(super) lifecycle: super::lifecycle::Lifecycle,
+    /// Closed ledgers on their way to the object store.
+    pub(super) offloading: super::offload::Offloading,
     /// The bound on publishing, where a policy sets one.
     pub(super) throttle: Option<super::throttle::Throttle>,
     pending: VecDeque<Pending>,
@@ -171,6 +173,7 @@ impl Worker {
             creating: HashMap::new(),
             rules,
             lifecycle: super::lifecycle::Lifecycle::new(),
+            offloading: super::offload::Offloading::default(),
             throttle: None,
             pending: VecDeque::new(),
             appends: Vec::new(),
@@ -264,6 +267,7 @@ impl Worker {
         self.tick();
         self.append();
         self.live();
+        self.offload();
         self.dispatch_all();
         self.persist_due();
     }
@@ -296,11 +300,11 @@ impl Worker {
                 [write, wake]
             })
             .chain([self.ledger.has_open_ledger().then_some(self.ticked + TICK)])
-            .chain([self
-                .lifecycle
-                .wake_ms()
-                .filter(|_| !self.is_ending())
-                .map(|at| mono + Duration::from_millis(at.saturating_sub(wall)))])
+            .chain(
+                [self.lifecycle.wake_ms(), self.offloading.wake_ms()]
+                    .map(|at| at.filter(|_| !self.is_ending()))
+                    .map(|at| at.map(|at| mono + Duration::from_millis(at.saturating_sub(wall)))),
+            )
             .flatten()
             .min()
     }
@@ -367,6 +371,7 @@ impl Worker {
             ml::Output::Read { token, result } => self.read_done(token, result),
             ml::Output::Found { token, result } => self.found(token, result),
             ml::Output::RecordChanged { token, result } => {
+                let Some(result) = self.offload_changed(token, result) else { return };
                 if let Some(done) = self.changes.remove(&token) {
                     done(self, result.map_err(|error| TopicError::Metadata(error.to_string())));
                 }

@@ -17,6 +17,7 @@
 //! | `l/{id}` | a ledger, while open, recovering or under-replicated |
 //! | `del/{id}`, `rep/{id}` | tombstone; repair task |
 //! | `leader/repair` | which broker repairs; leased |
+//! | `dob/{attempt}` | an object that is to be removed from the object store |
 //! | `ids`, `tids` | next block of ledger ids; of topic ids |
 //! | `wm_create`, `wm` | dead-id watermarks: obeyed by creators; obeyed by bookies |
 //! | `cfg/{name}` | cluster-wide settings |
@@ -408,6 +409,18 @@ impl Keys {
         self.at(format_args!("leader/repair"))
     }
 
+    /// What an attempt at an offload left in the object store.
+    #[must_use]
+    pub fn object_garbage(&self, attempt: u64) -> String {
+        self.at(format_args!("dob/{attempt:020}"))
+    }
+
+    /// All that is to be removed from the object store.
+    #[must_use]
+    pub fn object_garbage_prefix(&self) -> String {
+        self.at(format_args!("dob/"))
+    }
+
     /// The repair task of a ledger.
     #[must_use]
     pub fn repair(&self, ledger: LedgerId) -> String {
@@ -500,6 +513,7 @@ mod tests {
         assert_eq!(keys.topic(&name), format!("/geminga/c1/v1/t/a/b/{hash}/x%20y"));
         assert_eq!(keys.partitioned(&topic("non-persistent://a/b/x")), "/geminga/c1/v1/pt/a/b/x~np");
         assert_eq!(keys.ledger(LedgerId(7)), "/geminga/c1/v1/l/00000000000000000007");
+        assert_eq!(keys.object_garbage(7), "/geminga/c1/v1/dob/00000000000000000007");
         let bundle = Bundles::default_of(4).bundle_of(&name);
         assert_eq!(keys.owner(&bundle), format!("/geminga/c1/v1/owner/a/b/{}", bundle.range));
         assert_eq!(keys.schema(&name.partition(2)), keys.schema(&name));

@@ -61,6 +61,8 @@ pub(crate) struct Config {
     /// How long a bookie may be away, in milliseconds, before what it held is copied to others. Default 600 000, 1 000 to 86 400 000.
     /// Shorter copies much for a bookie that only restarts; longer leaves fewer copies for longer.
     repair_after_ms: u64,
+    /// Where closed ledgers go, table `[broker.offload]`; off by default. The keys: `broker/offload/src/config.rs`.
+    offload: geminga_offload::Config,
     /// Topics and connections.
     service: geminga_broker::Config,
 }
@@ -81,6 +83,7 @@ impl Default for Config {
             bookie_grace_ms: 5_000,
             quorum: "3/3/2".to_owned(),
             repair_after_ms: 600_000,
+            offload: geminga_offload::Config::default(),
             service: geminga_broker::Config::default(),
         }
     }
@@ -104,6 +107,7 @@ impl Config {
     fn validate(&self) -> anyhow::Result<()> {
         self.quorum()?;
         self.service.validate().context("configuration of the broker")?;
+        self.offload.validate().context("GM-6004: configuration of offloading")?;
         anyhow::ensure!(
             (1_000..=86_400_000).contains(&self.repair_after_ms),
             "GM-6004: repair_after_ms is {}; it must be 1000 to 86400000",
@@ -214,7 +218,10 @@ async fn start_broker(
         rng: Rng::from_system(),
         tasks: tasks.clone(),
     });
+    let tier = geminga_offload::Tier::open(&config.offload, &config.service.cluster, clock.clone(), tasks)
+        .context("GM-6004: configuration of offloading")?;
     let deps = geminga_broker::Deps {
+        tier,
         clock,
         metadata,
         metadata_url: config.metadata.url.clone(),

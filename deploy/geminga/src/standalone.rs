@@ -47,6 +47,8 @@ pub(crate) struct Config {
     threads: usize,
     /// The broker.
     broker: geminga_broker::Config,
+    /// Where closed ledgers go, table `[standalone.offload]`; off by default. The keys: `broker/offload/src/config.rs`.
+    offload: geminga_offload::Config,
     /// The bookie.
     bookie: crate::bookie_settings::Settings,
 }
@@ -62,6 +64,7 @@ impl Default for Config {
             insecure: false,
             threads: 0,
             broker: geminga_broker::Config::default(),
+            offload: geminga_offload::Config::default(),
             bookie: crate::bookie_settings::Settings::standalone(),
         }
     }
@@ -76,6 +79,7 @@ pub(crate) fn main(args: StandaloneArgs) -> anyhow::Result<()> {
     process::start_log(&config.log)?;
     process::check_bind(config.bind, config.insecure)?;
     config.broker.validate().context("configuration of the broker")?;
+    config.offload.validate().context("GM-6004: configuration of offloading")?;
     process::runtime(config.threads)?.block_on(run(config))
 }
 
@@ -188,7 +192,10 @@ async fn start_broker(
         rng: Rng::from_system(),
         tasks: tasks.clone(),
     });
+    let tier = geminga_offload::Tier::open(&config.offload, &config.broker.cluster, clock.clone(), tasks)
+        .context("GM-6004: configuration of offloading")?;
     let deps = geminga_broker::Deps {
+        tier,
         clock,
         metadata,
         metadata_url: "redb:metadata.redb".to_owned(),

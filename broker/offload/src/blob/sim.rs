@@ -1,0 +1,274 @@
+//! An object store in memory that fails at a chosen step: an error before or after the deed, a deed that happens long after its
+//! error, a crash before or after. Steps are counted by [`Faults`], which the test's metadata shares, so that a schedule names
+//! one step of a whole protocol.
+
+use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What happens to one step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// An error; nothing was done.
+    FailBefore,
+    /// An error, though it was done.
+    FailAfter,
+    /// An error, and it is done when [`SimBlobs::land`] is called.
+    Late,
+    /// The caller dies; nothing was done.
+    CrashBefore,
+    /// The caller dies, though it was done.
+    CrashAfter,
+}
+
+/// All faults.
+pub const FAULTS: [Fault; 5] =
+    [Fault::FailBefore, Fault::FailAfter, Fault::Late, Fault::CrashBefore, Fault::CrashAfter];
+
+#[derive(Debug, Default)]
+struct Plan {
+    step: usize,
+    at: Option<(usize, Fault)>,
+    crash: CancellationToken,
+}
+
+/// Counts the steps of a protocol and says which of them fails.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(Arc<Mutex<Plan>>);
+
+impl Faults {
+    /// Step `at` from now on (from 0) meets this fault. The answer is cancelled when the caller is to die: drop its future then.
+    pub fn plan(&self, at: Option<(usize, Fault)>) -> CancellationToken {
+        let mut plan = self.0.lock();
+        *plan = Plan { step: 0, at, crash: CancellationToken::new() };
+        plan.crash.clone()
+    }
+
+    /// Steps taken since the last plan.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.0.lock().step
+    }
+
+    /// The fault of the next step; counts it.
+    pub fn next(&self) -> Option<Fault> {
+        let mut plan = self.0.lock();
+        plan.step += 1;
+        plan.at.filter(|(at, _)| at + 1 == plan.step).map(|(_, fault)| fault)
+    }
+
+    /// The caller dies here.
+    pub async fn die(&self) -> ! {
+        self.0.lock().crash.cancel();
+        std::future::pending().await
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    objects: BTreeMap<String, Bytes>,
+    uploads: HashMap<(String, String), BTreeMap<usize, Bytes>>,
+    next: u64,
+    deleted: Vec<String>,
+    reads: Vec<(String, Range<u64>)>,
+}
+
+type Deed = Box<dyn FnOnce(&mut Inner) + Send>;
+
+/// The store. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct SimBlobs {
+    inner: Arc<Mutex<Inner>>,
+    faults: Faults,
+    late: Arc<Mutex<Vec<Deed>>>,
+}
+
+impl SimBlobs {
+    /// An empty store whose steps are counted by `faults`.
+    #[must_use]
+    pub fn new(faults: Faults) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
+    /// The same objects, seen without being counted or failed.
+    #[must_use]
+    pub fn observer(&self) -> Self {
+        Self { inner: self.inner.clone(), ..Self::default() }
+    }
+
+    /// Does what was late.
+    pub fn land(&self) {
+        let late = std::mem::take(&mut *self.late.lock());
+        late.into_iter().for_each(|deed| deed(&mut self.inner.lock()));
+    }
+
+    /// Keys of all objects.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.inner.lock().objects.keys().cloned().collect()
+    }
+
+    /// Uploads that hold parts or wait for them.
+    #[must_use]
+    pub fn uploads(&self) -> usize {
+        self.inner.lock().uploads.len()
+    }
+
+    /// Uploads that hold parts: those cost money.
+    #[must_use]
+    pub fn uploads_with_parts(&self) -> usize {
+        self.inner.lock().uploads.values().filter(|parts| !parts.is_empty()).count()
+    }
+
+    /// Keys of objects that were removed, in order.
+    #[must_use]
+    pub fn deleted(&self) -> Vec<String> {
+        self.inner.lock().deleted.clone()
+    }
+
+    /// Ranges read since last asked.
+    #[must_use]
+    pub fn reads(&self) -> Vec<(String, Range<u64>)> {
+        std::mem::take(&mut self.inner.lock().reads)
+    }
+
+    /// Changes an object behind everybody's back.
+    pub fn tamper(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut inner = self.inner.lock();
+        let mut bytes = inner.objects.get(key).map(|bytes| bytes.to_vec()).unwrap_or_default();
+        change(&mut bytes);
+        inner.objects.insert(key.to_owned(), bytes.into());
+    }
+
+    fn step<'a, T: Send + 'static>(
+        &'a self,
+        key: &'a str,
+        deed: impl FnOnce(&mut Inner) -> Result<T, BlobError> + Send + 'static,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            let failed = || BlobError::Failed { key: key.to_owned(), reason: "simulated".to_owned() };
+            match self.faults.next() {
+                None => deed(&mut self.inner.lock()),
+                Some(Fault::FailBefore) => Err(failed()),
+                Some(Fault::FailAfter) => {
+                    let _lost = deed(&mut self.inner.lock());
+                    Err(failed())
+                }
+                Some(Fault::Late) => {
+                    self.late.lock().push(Box::new(|inner| drop(deed(inner))));
+                    Err(failed())
+                }
+                Some(Fault::CrashBefore) => self.faults.die().await,
+                Some(Fault::CrashAfter) => {
+                    let _lost = deed(&mut self.inner.lock());
+                    self.faults.die().await
+                }
+            }
+        })
+    }
+}
+
+fn joined(bytes: impl IntoIterator<Item = Bytes>) -> Bytes {
+    bytes
+        .into_iter()
+        .fold(BytesMut::new(), |mut all, next| {
+            all.extend_from_slice(&next);
+            all
+        })
+        .freeze()
+}
+
+impl Blobs for SimBlobs {
+    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>) -> Answer<'a, ()> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
+            inner.objects.insert(owned, joined(bytes));
+            Ok(())
+        })
+    }
+
+    fn begin<'a>(&'a self, key: &'a str) -> Answer<'a, UploadId> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
+            inner.next += 1;
+            let id = inner.next.to_string();
+            inner.uploads.insert((owned, id.clone()), BTreeMap::new());
+            Ok(UploadId(id))
+        })
+    }
+
+    fn part<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a UploadId,
+        number: usize,
+        bytes: Vec<Bytes>,
+    ) -> Answer<'a, Part> {
+        let at = (key.to_owned(), upload.0.clone());
+        self.step(key, move |inner| match inner.uploads.get_mut(&at) {
+            Some(parts) => {
+                parts.insert(number, joined(bytes));
+                Ok(Part(number.to_string()))
+            }
+            None => Err(BlobError::Absent(at.0)),
+        })
+    }
+
+    fn complete<'a>(&'a self, key: &'a str, upload: &'a UploadId, parts: Vec<Part>) -> Answer<'a, ()> {
+        let at = (key.to_owned(), upload.0.clone());
+        self.step(key, move |inner| match inner.uploads.remove(&at) {
+            Some(stored) if stored.len() == parts.len() => {
+                inner.objects.insert(at.0, joined(stored.into_values()));
+                Ok(())
+            }
+            _ => Err(BlobError::Absent(at.0)),
+        })
+    }
+
+    fn size<'a>(&'a self, key: &'a str) -> Answer<'a, u64> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
+            inner.objects.get(&owned).map(|bytes| bytes.len() as u64).ok_or(BlobError::Absent(owned))
+        })
+    }
+
+    fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
+            inner.reads.push((owned.clone(), range.clone()));
+            let bytes = inner.objects.get(&owned).ok_or_else(|| BlobError::Absent(owned.clone()))?;
+            let (from, to) = (range.start as usize, range.end as usize);
+            let short =
+                || BlobError::Failed { key: owned.clone(), reason: "the object ends before".to_owned() };
+            if to > bytes.len() { Err(short()) } else { Ok(bytes.slice(from..to)) }
+        })
+    }
+
+    fn discard<'a>(&'a self, key: &'a str, upload: Option<&'a UploadId>) -> Answer<'a, ()> {
+        let (owned, upload) = (key.to_owned(), upload.cloned());
+        self.step(key, move |inner| {
+            if let Some(upload) = upload {
+                inner.uploads.remove(&(owned.clone(), upload.0));
+            }
+            if inner.objects.remove(&owned).is_some() {
+                inner.deleted.push(owned);
+            }
+            Ok(())
+        })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize) -> Answer<'a, Vec<Listed>> {
+        let (below, after) = (prefix.to_owned(), after.map(str::to_owned));
+        self.step(prefix, move |inner| {
+            let wanted =
+                |key: &str| key.starts_with(&below) && after.as_deref().is_none_or(|after| key > after);
+            let found = inner.objects.iter().filter(|(key, _)| wanted(key)).take(limit);
+            Ok(found.map(|(key, bytes)| Listed { key: key.clone(), size: bytes.len() as u64 }).collect())
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! Settings of offloading. Pure data: the doc comments are the manual, [`Config::validate`] says what breaks.
+
+use crate::format::block::Compression;
+use geminga_common::config::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Where closed ledgers go and how. Off unless `url` is set.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The object store: `s3://bucket/prefix` or `file:///directory`. Default empty: nothing is offloaded. All brokers of a cluster
+    /// must name the same store, and it must not change while topics have offloaded ledgers: they are read from it. Credentials of
+    /// S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), a web identity, or the role
+    /// of the container or machine.
+    pub url: String,
+    /// Where S3 is, for other servers than Amazon's: `http://host:port` or `https://…`. Default empty: Amazon's for the region.
+    /// With `http://` data and signatures travel unencrypted.
+    pub endpoint: String,
+    /// Region of the bucket. Default empty: `AWS_REGION`, else `us-east-1`.
+    pub region: String,
+    /// Address the bucket in the path instead of the host name. Default true; Amazon wants false for new regions.
+    pub path_style: bool,
+    /// Bytes of a block before compression, the unit of reading back. Default 512 KiB, 4 KiB to 16 MiB. Smaller makes single reads
+    /// cheaper and the index larger (40 bytes a block).
+    pub block_size: ByteSize,
+    /// Bytes of a part of an upload. Default 8 MiB, 5 MiB to 512 MiB. An upload keeps two of them in memory; an object has at most
+    /// 10 000. What fits in one part is uploaded by one request.
+    pub part_size: ByteSize,
+    /// How blocks are compressed: `none` or `zstd`. Default `none`, because producers mostly compress already.
+    pub compression: Compression,
+    /// Leave the names of topics out of objects. Default false. Keys never hold names, whatever this says; without names in the
+    /// objects a topic cannot be attached again by name from the bucket alone.
+    pub hide_names: bool,
+    /// Bytes of blocks kept for readers of offloaded ledgers. Default 64 MiB, at least 16 MiB. Readers of different topics share it.
+    pub cache: ByteSize,
+    /// Uploads at a time. Default 2, 1 to 64.
+    pub uploads_max: usize,
+    /// Seconds an offloaded ledger also stays on bookies, unless a policy says otherwise. Default 600, 0 to 31 536 000. It covers
+    /// reads that began before.
+    pub deletion_lag_s: u64,
+    /// Seconds an upload may take. Default 3 600, 10 to 86 400. What a broker that crashed had uploaded is removed only after that.
+    pub attempt_timeout_s: u64,
+    /// Seconds between the removal of a ledger from its topic and that of its object. Default 600, 0 to 31 536 000. It covers reads
+    /// under way, and a person who notices.
+    pub removal_grace_s: u64,
+    /// Seconds between two looks at what is to be removed from the store. Default 60, 1 to 86 400.
+    pub sweep_interval_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            endpoint: String::new(),
+            region: String::new(),
+            path_style: true,
+            block_size: ByteSize(512 << 10),
+            part_size: ByteSize(8 << 20),
+            compression: Compression::None,
+            hide_names: false,
+            cache: ByteSize(64 << 20),
+            uploads_max: 2,
+            deletion_lag_s: 600,
+            attempt_timeout_s: 3_600,
+            removal_grace_s: 600,
+            sweep_interval_s: 60,
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("offload.{key} is {value}, it must lie in {range}")]
+pub struct OutOfRange {
+    key: &'static str,
+    value: u64,
+    range: &'static str,
+}
+
+impl Config {
+    /// Whether anything is offloaded.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// The first setting outside of its range.
+    pub fn validate(&self) -> Result<(), OutOfRange> {
+        let year = 365 * 24 * 3600;
+        let rows = [
+            ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4 KiB to 16 MiB"),
+            ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5 MiB to 512 MiB"),
+            ("cache", self.cache.0, 16 << 20, u64::MAX, "16 MiB and above"),
+            ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
+            ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
+            ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
+            ("removal_grace_s", self.removal_grace_s, 0, year, "0 to 31536000"),
+            ("sweep_interval_s", self.sweep_interval_s, 1, 86_400, "1 to 86400"),
+        ];
+        match rows.into_iter().find(|(_, value, low, high, _)| !(low..=high).contains(&value)) {
+            Some((key, value, _, _, range)) => Err(OutOfRange { key, value, range }),
+            None => Ok(()),
+        }
+    }
+
+    /// Time between two looks at what is to be removed.
+    #[must_use]
+    pub fn sweep_interval(&self) -> Duration {
+        Duration::from_secs(self.sweep_interval_s)
+    }
+}

@@ -1,0 +1,88 @@
+//! Names of objects: `{cluster}/{yyyymm}/{hash}/{topic id}/{ledger}-{attempt}`. No name of a tenant or topic is in them. They are
+//! made of what never changes, so that the topic record need not hold them.
+
+use geminga_common::checksum::crc32c;
+use geminga_common::ids::{LedgerId, TopicId};
+use std::fmt;
+
+/// A random number that names one attempt in the cluster, for ever.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub u64);
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "attempt {self}")
+    }
+}
+
+/// The key of the object that an attempt begun at this time makes.
+#[must_use]
+pub fn object(cluster: &str, begun_ms: u64, topic: TopicId, ledger: LedgerId, attempt: AttemptId) -> String {
+    let (year, month) = month_of(begun_ms);
+    // Spreads topics over a store's partitions, which go by prefix.
+    let hash = crc32c(&topic.0.to_be_bytes()) as u8;
+    format!("{}/{year:04}{month:02}/{hash:02x}/{topic}/{ledger}-{attempt}", below(cluster))
+}
+
+/// What all keys of a cluster begin with, without the slash.
+#[must_use]
+pub fn below(cluster: &str) -> String {
+    // A cluster's name is the operator's; what a key cannot hold is spelt out.
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    cluster.chars().map(|c| if plain(c) { c.to_string() } else { format!("={:x}", c as u32) }).collect()
+}
+
+/// Year and month of a time in UTC, ms since 1970.
+fn month_of(ms: u64) -> (u64, u64) {
+    // A time beyond the year 9999 is damage; it has a month all the same.
+    let mut days = (ms / 86_400_000).min(2_932_896);
+    let every = |year: u64, years: u64| year.is_multiple_of(years);
+    let leap = |year: u64| every(year, 4) && (!every(year, 100) || every(year, 400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30];
+    for (month, length) in (1..).zip(lengths) {
+        if days < length {
+            return (year, month);
+        }
+        days -= length;
+    }
+    (year, 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_of_what_never_changes() {
+        let key = object("eu west/1", 1_700_000_000_000, TopicId(77), LedgerId(5), AttemptId(0xab));
+        assert_eq!(key, "eu=20west=2f1/202311/e5/77/5-00000000000000ab");
+    }
+
+    #[test]
+    fn months_are_those_of_the_calendar() {
+        for (ms, month) in [
+            (0, (1970, 1)),
+            (951_782_400_000, (2000, 2)),
+            (951_868_800_000, (2000, 3)),
+            (1_709_164_800_000, (2024, 2)),
+            (1_709_251_200_000, (2024, 3)),
+            (1_735_689_599_999, (2024, 12)),
+            (1_735_689_600_000, (2025, 1)),
+            (4_107_542_400_000, (2100, 3)),
+        ] {
+            assert_eq!(month_of(ms), month, "{ms}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Closed ledgers in object storage: one immutable, self-describing object for each ledger, written once, verified, read back in
+//! blocks. See `README.md` for the protocol, its invariants and the table of bytes.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`format`] | bytes of an object: blocks, footer, trailer |
+//! | [`writer`] | entries → bytes of an object; pure |
+//! | [`state`] | where a closed ledger is, and what may happen to it; pure |
+//! | [`stored`] | that state in a topic record, and records of garbage |
+//! | [`key`] | names of objects |
+//! | [`blob`] | the seam for stores: real and simulated |
+//! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
+//! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
+//! | [`verify`] | reading an object back whole |
+//! | [`sweep`] | removing what metadata lists as garbage |
+//! | [`tier`] | all of it, as one broker uses it |
+//! | [`config`] | settings |
+//! | [`mutant`] | known bugs that tests bring back |
+
+pub mod blob;
+pub mod config;
+pub mod format;
+pub mod key;
+pub mod mutant;
+pub mod offloader;
+mod parts;
+pub mod reader;
+pub mod state;
+pub mod stored;
+pub mod sweep;
+#[cfg(test)]
+mod tests;
+pub mod tier;
+pub mod verify;
+pub mod writer;
+
+pub use config::Config;
+pub use tier::Tier;

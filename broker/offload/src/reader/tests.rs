@@ -1,0 +1,141 @@
+//! Reading back over the simulated store: what comes, and by how many requests.
+
+use super::*;
+use crate::blob::sim::{Fault, Faults, SimBlobs};
+use crate::format::attributes::Attributes;
+use crate::format::block::Compression;
+use crate::writer::{Closed, ObjectWriter, Sourced};
+use geminga_common::ids::{MessageIndex, OwnerEpoch};
+
+struct Rig {
+    blobs: SimBlobs,
+    faults: Faults,
+    reader: Reader,
+    target: Target,
+}
+
+fn entry(id: u64, bytes: usize) -> Entry {
+    Entry { id: EntryId(id), crc: id as u32, header: [1; 32], payload: vec![id as u8; bytes].into() }
+}
+
+async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Rig {
+    let faults = Faults::default();
+    let blobs = SimBlobs::new(faults.clone());
+    let attributes = Attributes {
+        cluster: "c".into(),
+        topic: None,
+        topic_id: TopicId(1),
+        ledger: LedgerId(2),
+        first_index: MessageIndex(0),
+        closed_ms: 0,
+        owner_epoch: OwnerEpoch(1),
+        attempt: 3,
+        record: Bytes::new(),
+    };
+    let closed = Closed { entries, length: entries * (bytes as u64 + 32) };
+    let mut writer = ObjectWriter::new(attributes, closed, block_bytes, Compression::None);
+    let mut parts = vec![writer.begin()];
+    for id in 0..entries {
+        let sourced = Sourced { entry: entry(id, bytes), publish_ms: id, first_index: MessageIndex(id) };
+        parts.extend(writer.push(&sourced).unwrap());
+    }
+    let (last, shape) = writer.finish().unwrap();
+    parts.push(last);
+    let object = ObjectRef { attempt: AttemptId(3), begun_ms: 0, shape };
+    let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
+    let key = object.key("c", target.topic, target.ledger);
+    blobs.put(&key, parts).await.unwrap();
+    let reader = Reader::new(Arc::new(blobs.clone()), "c", cache, TaskGroup::new());
+    Rig { blobs, faults, reader, target }
+}
+
+impl Rig {
+    async fn read(&self, first: u64, bytes: usize) -> Vec<Entry> {
+        self.reader.read(&self.target, EntryId(first), EntryId(u64::MAX >> 1), bytes).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_whole_ledger_comes_back_in_few_requests() {
+    // 64 MiB in blocks of 64 KiB, read in windows that double as a topic's reader does.
+    let rig = rig(4096, 16 << 10, 64 << 10, 256 << 20).await;
+    let (mut next, mut window) = (0, 64 << 10);
+    while next < 4096 {
+        for read in rig.read(next, window).await {
+            assert_eq!(read, entry(next, 16 << 10));
+            next += 1;
+        }
+        window = (window * 2).min(8 << 20);
+    }
+    let reads = rig.blobs.reads();
+    assert!(
+        reads.len() <= 20,
+        "{} requests for 64 MiB: {:?}",
+        reads.len(),
+        reads.iter().map(|r| r.1.end - r.1.start).collect::<Vec<_>>()
+    );
+    let size = rig.target.object.shape.size;
+    let bytes: u64 = reads.iter().map(|(_, range)| range.end - range.start).sum();
+    assert!(bytes <= size, "nothing is fetched twice: {bytes} of {size}");
+}
+
+#[tokio::test]
+async fn readers_at_one_place_share_one_request() {
+    let rig = rig(100, 1000, 10_000, 16 << 20).await;
+    let reads = (0..50).map(|_| rig.read(42, 1));
+    for read in futures::future::join_all(reads).await {
+        assert_eq!(read, [entry(42, 1000)]);
+    }
+    assert_eq!(rig.blobs.reads().len(), 2, "the index and one block");
+}
+
+#[tokio::test]
+async fn a_single_entry_costs_its_block() {
+    let rig = rig(1000, 1000, 10_000, 16 << 20).await;
+    rig.read(0, 1).await;
+    assert_eq!(rig.blobs.reads().len(), 2, "the index and one block");
+    rig.read(500, 1).await;
+    let reads = rig.blobs.reads();
+    assert_eq!(reads.len(), 1);
+    assert!(reads[0].1.end - reads[0].1.start < 12_000, "{reads:?}");
+}
+
+#[tokio::test]
+async fn the_cache_keeps_its_budget() {
+    let rig = rig(2000, 10_000, 100_000, 1 << 20).await;
+    let mut next = 0;
+    while next < 2000 {
+        next += rig.read(next, 200_000).await.len() as u64;
+        let cached = rig.reader.figures().cached_bytes;
+        assert!(cached <= (1 << 20) + 110_000, "{cached} bytes in memory");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_an_error_of_its_read_alone() {
+    for fault in [Fault::FailBefore, Fault::FailAfter] {
+        for step in 0..2 {
+            let rig = rig(10, 100, 200, 16 << 20).await;
+            rig.faults.plan(Some((step, fault)));
+            let last = EntryId(9);
+            let failed = rig.reader.read(&rig.target, EntryId(0), last, 1).await;
+            assert!(matches!(failed, Err(ObjectError::Blob(_))), "{failed:?}");
+            // What failed is not remembered.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(rig.reader.read(&rig.target, EntryId(0), last, 1).await.unwrap(), [entry(0, 100)]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn damage_is_an_error_and_never_an_entry() {
+    let rig = rig(10, 100, 200, 16 << 20).await;
+    let key = rig.blobs.keys().pop().unwrap();
+    rig.blobs.tamper(&key, |bytes| bytes[80] ^= 1);
+    let read = rig.reader.read(&rig.target, EntryId(0), EntryId(9), 1).await;
+    assert!(matches!(read, Err(ObjectError::Format { .. })), "{read:?}");
+    let other = rig.reader.read(&rig.target, EntryId(9), EntryId(9), 1).await;
+    assert_eq!(other.unwrap(), [entry(9, 100)]);
+}

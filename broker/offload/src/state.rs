@@ -1,0 +1,229 @@
+//! The state machine of one closed ledger's offload, as the topic record holds it. Pure: a change is applied to a state and
+//! answers the next state and what becomes garbage; whoever commits the one commits the other in the same transaction.
+//!
+//! ```text
+//!            prepare            commit             release
+//!   Bookies ────────▶ Prepared ───────▶ Committed ────────▶ Released
+//!      ▲                │  │ ▲              (lag passed; the ledger is tombstoned)
+//!      └────abandon─────┘  └─┘ prepare again (another owner, another attempt)
+//! ```
+//!
+//! Invariants (named functions of this module, used by the record's owner, the tests and the exploration alike):
+//! - An attempt is referenced by at most one state, and garbage never names a referenced attempt: [`Step::is_safe`].
+//! - Bookie copies go by `release` or by removal of the ledger, and `release` needs `Committed`, that is: read back and verified.
+//! - A state that references an object never loses it but to [`Offload::remove`], with the ledger itself.
+
+use crate::key::{self, AttemptId};
+use crate::mutant::{Mutant, active};
+use crate::writer::Shape;
+use geminga_common::ids::{LedgerId, OwnerEpoch, TopicId};
+
+/// One try at an upload. Its key is made for it alone.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Attempt {
+    /// Names it.
+    pub id: AttemptId,
+    /// When it was begun, ms since 1970; part of the key.
+    pub begun_ms: u64,
+    /// When its author stops, ms since 1970: later than this nothing is written under its key.
+    pub deadline_ms: u64,
+    /// Epoch of the owner that began it.
+    pub owner_epoch: OwnerEpoch,
+    /// The store's name for an upload in parts; `None` when one request carries all.
+    pub upload: Option<String>,
+}
+
+/// An object that was read back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ObjectRef {
+    /// The attempt that made it.
+    pub attempt: AttemptId,
+    /// When that was begun, ms since 1970; part of the key.
+    pub begun_ms: u64,
+    /// Its size and checksum.
+    pub shape: Shape,
+}
+
+impl ObjectRef {
+    /// Its key in the store.
+    #[must_use]
+    pub fn key(&self, cluster: &str, topic: TopicId, ledger: LedgerId) -> String {
+        key::object(cluster, self.begun_ms, topic, ledger, self.attempt)
+    }
+}
+
+/// Where a closed ledger is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Offload {
+    /// On bookies alone.
+    #[default]
+    Bookies,
+    /// On bookies; an upload may be under way.
+    Prepared(Attempt),
+    /// On bookies and in the store.
+    Committed(ObjectRef, u64),
+    /// In the store alone.
+    Released(ObjectRef),
+}
+
+/// What is to happen to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// An attempt begins. One before it, whoever's, is given up.
+    Prepare(Attempt),
+    /// This attempt is given up.
+    Abandon(AttemptId),
+    /// This attempt's object was read back whole, at this time (ms since 1970).
+    Commit(AttemptId, Shape, u64),
+    /// Bookie copies go, if they were to stay until this time (ms since 1970) at most.
+    Release {
+        /// Now, ms since 1970.
+        now_ms: u64,
+        /// How long both copies stay, ms.
+        lag_ms: u64,
+    },
+}
+
+/// A key under which something may lie that nobody will ever read.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Garbage {
+    /// The attempt that wrote there.
+    pub attempt: AttemptId,
+    /// When that was begun, ms since 1970; part of the key.
+    pub begun_ms: u64,
+    /// Its upload in parts.
+    pub upload: Option<String>,
+    /// When it may be removed, ms since 1970.
+    pub not_before_ms: u64,
+}
+
+/// A change that was applied.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// The state after it.
+    pub next: Offload,
+    /// What is to be removed from the store.
+    pub garbage: Option<Garbage>,
+    /// Whether the ledger is to be tombstoned.
+    pub bury: bool,
+}
+
+impl Step {
+    /// Whether what it throws away is referenced no more.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        self.garbage.as_ref().is_none_or(|garbage| self.next.attempt() != Some(garbage.attempt))
+    }
+}
+
+/// A change that the state does not allow: nothing is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// The ledger has an object already.
+    #[error("the ledger is offloaded already")]
+    Offloaded,
+    /// Another attempt is under way, or none.
+    #[error("the attempt is not the one the topic record names")]
+    OtherAttempt,
+    /// No verified object, or not for long enough.
+    #[error("the bookie copies are still needed")]
+    StillNeeded,
+}
+
+impl Offload {
+    /// The attempt the record names.
+    #[must_use]
+    pub fn attempt(&self) -> Option<AttemptId> {
+        match self {
+            Offload::Bookies => None,
+            Offload::Prepared(attempt) => Some(attempt.id),
+            Offload::Committed(object, _) | Offload::Released(object) => Some(object.attempt),
+        }
+    }
+
+    /// The verified object.
+    #[must_use]
+    pub fn object(&self) -> Option<&ObjectRef> {
+        match self {
+            Offload::Bookies | Offload::Prepared(_) => None,
+            Offload::Committed(object, _) | Offload::Released(object) => Some(object),
+        }
+    }
+
+    /// Whether bookies hold it.
+    #[must_use]
+    pub fn on_bookies(&self) -> bool {
+        !matches!(self, Offload::Released(_))
+    }
+
+    /// Applies a change.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn apply(&self, change: &Change) -> Result<Step, Refused> {
+        let step = |next, garbage, bury| Ok(Step { next, garbage, bury });
+        match (self, change) {
+            (Offload::Bookies, Change::Prepare(new)) => step(Offload::Prepared(new.clone()), None, false),
+            (Offload::Prepared(old), Change::Prepare(new)) => {
+                step(Offload::Prepared(new.clone()), Some(given_up(old)), false)
+            }
+            (Offload::Committed(..) | Offload::Released(_), Change::Prepare(_)) => Err(Refused::Offloaded),
+            (Offload::Prepared(old), Change::Abandon(id)) if old.id == *id => {
+                step(Offload::Bookies, Some(given_up(old)), false)
+            }
+            (Offload::Prepared(old), Change::Commit(id, shape, at_ms)) if old.id == *id => {
+                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
+                step(Offload::Committed(object, *at_ms), None, false)
+            }
+            (Offload::Committed(old, _), Change::Commit(id, shape, at_ms)) if active(Mutant::CommitTwice) => {
+                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
+                step(Offload::Committed(object, *at_ms), Some(removed(old, 0)), false)
+            }
+            (_, Change::Abandon(_) | Change::Commit(..)) => Err(Refused::OtherAttempt),
+            (Offload::Committed(object, at_ms), Change::Release { now_ms, lag_ms })
+                if *now_ms >= at_ms.saturating_add(*lag_ms) =>
+            {
+                step(Offload::Released(*object), None, true)
+            }
+            (Offload::Prepared(attempt), Change::Release { .. }) if active(Mutant::ReleaseUnverified) => {
+                step(Offload::Prepared(attempt.clone()), None, true)
+            }
+            (_, Change::Release { .. }) => Err(Refused::StillNeeded),
+        }
+    }
+
+    /// What goes with the ledger when it leaves its topic: garbage in the store, and whether a tombstone is needed. Objects of
+    /// readers under way stay for `grace_ms`.
+    #[must_use]
+    pub fn remove(&self, now_ms: u64, grace_ms: u64) -> (Option<Garbage>, bool) {
+        let garbage = match self {
+            Offload::Bookies => None,
+            Offload::Prepared(attempt) => Some(given_up(attempt)),
+            Offload::Committed(object, _) | Offload::Released(object) => {
+                Some(removed(object, now_ms.saturating_add(grace_ms)))
+            }
+        };
+        (garbage, self.on_bookies())
+    }
+}
+
+/// What an attempt that is given up leaves: its author may write until its deadline, and a request may be on its way for as
+/// long as one takes at most.
+fn given_up(attempt: &Attempt) -> Garbage {
+    Garbage {
+        attempt: attempt.id,
+        begun_ms: attempt.begun_ms,
+        upload: attempt.upload.clone(),
+        not_before_ms: attempt.deadline_ms.saturating_add(REQUEST_MS),
+    }
+}
+
+fn removed(object: &ObjectRef, not_before_ms: u64) -> Garbage {
+    Garbage { attempt: object.attempt, begun_ms: object.begun_ms, upload: None, not_before_ms }
+}
+
+/// Longest a request to the store may be on its way, with all its repetitions, in ms.
+pub const REQUEST_MS: u64 = 120_000;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! Scripts over the machine, and a random walk that holds its invariants.
+
+use super::*;
+use proptest::prelude::*;
+
+fn attempt(id: u64) -> Attempt {
+    Attempt { id: AttemptId(id), begun_ms: 5, deadline_ms: 100, owner_epoch: OwnerEpoch(1), upload: None }
+}
+
+fn shape() -> Shape {
+    Shape { size: 10, footer_offset: 5, footer_crc: 1 }
+}
+
+#[test]
+fn a_ledger_goes_its_way() {
+    let prepared = Offload::Bookies.apply(&Change::Prepare(attempt(1))).unwrap();
+    assert_eq!((prepared.garbage, prepared.bury), (None, false));
+    let committed = prepared.next.apply(&Change::Commit(AttemptId(1), shape(), 1_000)).unwrap();
+    assert_eq!((committed.garbage, committed.bury), (None, false));
+    let early = Change::Release { now_ms: 1_599, lag_ms: 600 };
+    assert_eq!(committed.next.apply(&early), Err(Refused::StillNeeded));
+    let released = committed.next.apply(&Change::Release { now_ms: 1_600, lag_ms: 600 }).unwrap();
+    assert!(released.bury && released.garbage.is_none() && !released.next.on_bookies());
+    let (garbage, bury) = released.next.remove(2_000, 50);
+    assert_eq!(garbage.map(|g| (g.attempt, g.not_before_ms)), Some((AttemptId(1), 2_050)));
+    assert!(!bury, "the ledger was tombstoned when it was released");
+}
+
+#[test]
+fn an_attempt_that_is_given_up_leaves_garbage_for_after_its_deadline() {
+    let prepared = Offload::Prepared(attempt(1));
+    let again = prepared.apply(&Change::Prepare(attempt(2))).unwrap();
+    assert_eq!(again.next.attempt(), Some(AttemptId(2)));
+    let garbage = again.garbage.unwrap();
+    assert_eq!((garbage.attempt, garbage.not_before_ms), (AttemptId(1), 100 + REQUEST_MS));
+    let late = again.next.apply(&Change::Commit(AttemptId(1), shape(), 0));
+    assert_eq!(late, Err(Refused::OtherAttempt));
+    let abandoned = again.next.apply(&Change::Abandon(AttemptId(2))).unwrap();
+    assert_eq!(
+        (abandoned.next, abandoned.garbage.map(|g| g.attempt)),
+        (Offload::Bookies, Some(AttemptId(2)))
+    );
+}
+
+#[test]
+fn unverified_copies_are_never_let_go() {
+    let always = Change::Release { now_ms: u64::MAX, lag_ms: 0 };
+    for state in [Offload::Bookies, Offload::Prepared(attempt(1))] {
+        assert_eq!(state.apply(&always), Err(Refused::StillNeeded));
+        assert!(state.remove(0, 0).1, "removal tombstones the ledger");
+    }
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let id = 0_u64..4;
+    prop_oneof![
+        id.clone().prop_map(|id| Change::Prepare(attempt(id))),
+        id.clone().prop_map(|id| Change::Abandon(AttemptId(id))),
+        (id, 0_u64..50).prop_map(|(id, at)| Change::Commit(AttemptId(id), shape(), at)),
+        (0_u64..100, 0_u64..30).prop_map(|(now_ms, lag_ms)| Change::Release { now_ms, lag_ms }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_walk_throws_away_what_is_referenced(changes in proptest::collection::vec(change(), 0..40)) {
+        let (mut state, mut buried) = (Offload::Bookies, false);
+        for change in changes {
+            // Attempt ids are unique: one that was garbage never comes back.
+            if matches!(&change, Change::Prepare(new) if state.attempt() == Some(new.id)) {
+                continue;
+            }
+            let had_object = state.object().copied();
+            let Ok(step) = state.apply(&change) else { continue };
+            prop_assert!(step.is_safe());
+            prop_assert!(had_object.is_none() || step.next.object() == had_object.as_ref());
+            prop_assert!(!step.bury || step.next.object().is_some(), "bookie copies go for an object only");
+            prop_assert!(!(step.bury && buried), "a ledger is tombstoned once");
+            buried |= step.bury;
+            state = step.next;
+            prop_assert_eq!(state.on_bookies(), !buried);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! One topic with one closed ledger, its record, its store, its bookies: small enough to be looked at after every step.
+
+use crate::blob::sim::{Fault, Faults, SimBlobs};
+use crate::blob::{Answer, Blobs, Listed, Part, UploadId};
+use crate::config::Config;
+use crate::format::attributes::Attributes;
+use crate::format::block::Entry;
+use crate::key;
+use crate::offloader::{ChangeError, Job, OffloadError, Offloader, Source, TopicRecord};
+use crate::state::{Change, ObjectRef, Offload, REQUEST_MS};
+use crate::verify;
+use crate::writer::{Closed, Sourced};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use geminga_common::clock::{Clock as _, ManualClock};
+use geminga_common::config::ByteSize;
+use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, TopicId};
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::memory::MemoryStore;
+use geminga_common::metadata::{
+    Compare, LeaseId, MetaError, MetadataStore, Op, Record, Revision, Txn, TxnOutcome, WatchStream,
+};
+use geminga_common::rng::Rng;
+use parking_lot::Mutex;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const LEDGER: LedgerId = LedgerId(7);
+const TOPIC: TopicId = TopicId(3);
+const RECORD: &str = "/geminga/c/v1/t/topic";
+/// Longer than any attempt, grace or lag here.
+const LONG: Duration = Duration::from_secs(10_000);
+
+/// Metadata whose transactions fail like the store's requests do, and whose listings are those of an old revision.
+struct DoubtfulMeta {
+    inner: Arc<MemoryStore>,
+    faults: Faults,
+    late: Mutex<Vec<Txn>>,
+}
+
+impl DoubtfulMeta {
+    async fn land(&self) {
+        let late = std::mem::take(&mut *self.late.lock());
+        for txn in late {
+            let _either_way = self.inner.txn(txn).await;
+        }
+    }
+}
+
+impl MetadataStore for DoubtfulMeta {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Record>, MetaError>> {
+        self.inner.get(key)
+    }
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Record>, MetaError>> {
+        async move {
+            let mut found = self.inner.list(prefix, after, limit).await?;
+            // A listing that lags: the topic's record is not in it yet.
+            found.retain(|record| record.key != RECORD);
+            Ok(found)
+        }
+        .boxed()
+    }
+    fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, MetaError>> {
+        async move {
+            tokio::task::yield_now().await;
+            match self.faults.next() {
+                None => self.inner.txn(txn).await,
+                Some(Fault::FailBefore) => Err(MetaError::Unavailable("simulated".into())),
+                Some(Fault::FailAfter) => {
+                    self.inner.txn(txn).await?;
+                    Err(MetaError::Unknown("simulated".into()))
+                }
+                Some(Fault::Late) => {
+                    self.late.lock().push(txn);
+                    Err(MetaError::Unknown("simulated".into()))
+                }
+                Some(Fault::CrashBefore) => self.faults.die().await,
+                Some(Fault::CrashAfter) => {
+                    self.inner.txn(txn).await?;
+                    self.faults.die().await
+                }
+            }
+        }
+        .boxed()
+    }
+    fn watch<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<WatchStream, MetaError>> {
+        self.inner.watch(prefix)
+    }
+    fn lease_grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, MetaError>> {
+        self.inner.lease_grant(ttl)
+    }
+    fn lease_keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.lease_keep_alive(lease)
+    }
+    fn lease_revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.lease_revoke(lease)
+    }
+}
+
+/// A store whose every object is damaged on its way in, once switched on.
+struct Tampering {
+    inner: SimBlobs,
+    on: Arc<AtomicBool>,
+}
+
+impl Blobs for Tampering {
+    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>) -> Answer<'a, ()> {
+        async move {
+            self.inner.put(key, bytes).await?;
+            if self.on.load(Ordering::Relaxed) {
+                self.inner.tamper(key, |bytes| bytes[60] ^= 1);
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+    fn begin<'a>(&'a self, key: &'a str) -> Answer<'a, UploadId> {
+        self.inner.begin(key)
+    }
+    fn part<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a UploadId,
+        number: usize,
+        bytes: Vec<Bytes>,
+    ) -> Answer<'a, Part> {
+        self.inner.part(key, upload, number, bytes)
+    }
+    fn complete<'a>(&'a self, key: &'a str, upload: &'a UploadId, parts: Vec<Part>) -> Answer<'a, ()> {
+        self.inner.complete(key, upload, parts)
+    }
+    fn size<'a>(&'a self, key: &'a str) -> Answer<'a, u64> {
+        self.inner.size(key)
+    }
+    fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        self.inner.range(key, range)
+    }
+    fn discard<'a>(&'a self, key: &'a str, upload: Option<&'a UploadId>) -> Answer<'a, ()> {
+        self.inner.discard(key, upload)
+    }
+    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize) -> Answer<'a, Vec<Listed>> {
+        self.inner.list(prefix, after, limit)
+    }
+}
+
+/// What an owner knows of the record; dies with the first outcome it does not know.
+struct Handle {
+    meta: Arc<DoubtfulMeta>,
+    keys: Keys,
+    known: Mutex<Option<(Offload, Revision)>>,
+}
+
+impl Handle {
+    /// The record as a new owner reads it.
+    async fn open(meta: &Arc<DoubtfulMeta>, keys: &Keys) -> Self {
+        let record = meta.inner.get(RECORD).await.unwrap().expect("the topic is there");
+        let known = Mutex::new(Some((decoded(&record), record.mod_revision)));
+        Self { meta: meta.clone(), keys: keys.clone(), known }
+    }
+}
+
+fn decoded(record: &Record) -> Offload {
+    // The first byte tells that there is a record, as an empty state has no bytes.
+    if record.value.len() == 1 { Offload::Bookies } else { Offload::decode(&record.value[1..]).unwrap() }
+}
+
+fn encoded(state: &Offload) -> Bytes {
+    [&[1][..], &state.encode().unwrap_or_default()].concat().into()
+}
+
+impl TopicRecord for Handle {
+    fn change(&self, ledger: LedgerId, change: Change) -> BoxFuture<'_, Result<(), ChangeError>> {
+        async move {
+            let known = self.known.lock().clone();
+            let Some((state, revision)) = known else { return Err(ChangeError::Unknown("dead".into())) };
+            let step = state.apply(&change).map_err(ChangeError::Refused)?;
+            let mut ops = vec![Op::put(RECORD, encoded(&step.next))];
+            if let Some(garbage) = &step.garbage {
+                let key = self.keys.object_garbage(garbage.attempt.0);
+                ops.push(Op::put(key, garbage.encode(TOPIC, ledger)));
+            }
+            if step.bury {
+                ops.push(Op::put(self.keys.tombstone(ledger), "tombstone"));
+            }
+            let compares = vec![Compare::ModRevision(RECORD.to_owned(), revision)];
+            match self.meta.txn(Txn { compares, ops }).await {
+                Ok(TxnOutcome::Committed(revision)) => {
+                    *self.known.lock() = Some((step.next, revision));
+                    Ok(())
+                }
+                Err(MetaError::Unavailable(why)) => Err(ChangeError::NotWritten(why)),
+                other => {
+                    *self.known.lock() = None;
+                    Err(ChangeError::Unknown(format!("{other:?}")))
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+struct Entries(Vec<Sourced>);
+
+impl Source for Entries {
+    fn read(&self, first: EntryId, _: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
+        // A few at a time, as a bookie answers.
+        let run = self.0.iter().skip(first.0 as usize).take(3).cloned().collect();
+        std::future::ready(Ok(run)).boxed()
+    }
+}
+
+pub(super) struct World {
+    faults: Faults,
+    blobs: SimBlobs,
+    tamper: Arc<AtomicBool>,
+    meta: Arc<DoubtfulMeta>,
+    keys: Keys,
+    clock: Arc<ManualClock>,
+    offloader: Offloader,
+    source: Entries,
+    closed: Closed,
+    epoch: AtomicU64,
+    broken: Mutex<Option<String>>,
+}
+
+impl World {
+    pub(super) fn new(part_bytes: u64) -> Self {
+        let faults = Faults::default();
+        let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
+        let (blobs, tamper) = (SimBlobs::new(faults.clone()), Arc::new(AtomicBool::new(false)));
+        let inner = Arc::new(MemoryStore::new(clock.clone()));
+        let meta = DoubtfulMeta { inner: inner.clone(), faults: faults.clone(), late: Mutex::default() };
+        let made =
+            inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&Offload::Bookies))] });
+        made.now_or_never().expect("memory answers at once").unwrap();
+        let config =
+            Config { part_size: ByteSize(part_bytes), block_size: ByteSize(300), ..Config::default() };
+        let store = Arc::new(Tampering { inner: blobs.clone(), on: tamper.clone() });
+        let offloader = Offloader::new(store, clock.clone(), Rng::seeded(5), config);
+        let source = Entries((0..20).map(sourced).collect());
+        let length = source.0.iter().map(|s| s.entry.size() as u64).sum();
+        Self {
+            faults,
+            blobs,
+            tamper,
+            meta: Arc::new(meta),
+            keys: Keys::new("c"),
+            clock,
+            offloader,
+            closed: Closed { entries: 20, length },
+            source,
+            epoch: AtomicU64::new(1),
+            broken: Mutex::default(),
+        }
+    }
+
+    pub(super) fn tamper_on_upload(&self) {
+        self.tamper.store(true, Ordering::Relaxed);
+    }
+
+    fn job(&self) -> Job {
+        let attributes = Attributes {
+            cluster: "c".to_owned(),
+            topic: None,
+            topic_id: TOPIC,
+            ledger: LEDGER,
+            first_index: MessageIndex(0),
+            closed_ms: 0,
+            owner_epoch: OwnerEpoch(self.epoch.load(Ordering::Relaxed)),
+            attempt: 0,
+            record: Bytes::new(),
+        };
+        Job { attributes, closed: self.closed }
+    }
+
+    /// An owner opens the topic and offloads the ledger.
+    pub(super) async fn offload_once(&self) -> Result<ObjectRef, OffloadError> {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        let handle = Handle::open(&self.meta, &self.keys).await;
+        self.offloader.offload(self.job(), &self.source, &handle).await
+    }
+
+    /// Runs something until it ends or the fault kills it; answers the steps it took. What was late happens then.
+    async fn under(&self, fault: Option<(usize, Fault)>, deed: impl Future<Output = ()>) -> usize {
+        let dead = self.faults.plan(fault);
+        tokio::select! {
+            biased;
+            () = dead.cancelled() => {}
+            () = deed => {}
+        }
+        let steps = self.faults.steps();
+        self.faults.plan(None);
+        self.blobs.land();
+        self.meta.land().await;
+        steps
+    }
+
+    /// One owner's whole offload under a fault.
+    pub(super) async fn owner(&self, fault: Option<(usize, Fault)>) -> usize {
+        self.under(fault, async { drop(self.offload_once().await) }).await
+    }
+
+    /// A new owner: gives up what it finds under way, and offloads what is not. It also asks for what must be refused: a commit
+    /// told again, another offload of an offloaded ledger, a release that is not due.
+    pub(super) async fn settle(&self) {
+        let handle = Handle::open(&self.meta, &self.keys).await;
+        let early = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+        let _refused = handle.change(LEDGER, early).await;
+        if let Some(object) = self.state().object() {
+            let again = Change::Commit(object.attempt, object.shape, self.clock.wall_ms());
+            let _refused = handle.change(LEDGER, again).await;
+        }
+        if let Offload::Prepared(attempt) = self.state() {
+            let _doubt = handle.change(LEDGER, Change::Abandon(attempt.id)).await;
+        }
+        drop(self.offload_once().await);
+    }
+
+    /// What a topic sees later: an offload that works, the release of bookie copies, sweeps, the removal of the topic, sweeps.
+    pub(super) async fn afterwards(&self, fault: Option<(usize, Fault)>) -> usize {
+        self.under(fault, async {
+            if self.there().await {
+                self.settle().await;
+                self.look("settled");
+                self.pass_time().await;
+                let handle = Handle::open(&self.meta, &self.keys).await;
+                let release = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+                let _doubt = handle.change(LEDGER, release).await;
+                self.look("released");
+                self.sweep().await;
+                self.look("swept");
+                if fault.is_none() {
+                    self.nothing_but_the_referenced();
+                }
+                self.remove_topic().await;
+            }
+            self.pass_time().await;
+            self.sweep().await;
+        })
+        .await
+    }
+
+    /// A request takes effect within the time it may be on its way, or never.
+    async fn pass_time(&self) {
+        self.blobs.land();
+        self.meta.land().await;
+        self.clock.advance(LONG);
+    }
+
+    async fn there(&self) -> bool {
+        self.meta.inner.get(RECORD).await.unwrap().is_some()
+    }
+
+    async fn sweep(&self) {
+        let now = self.clock.wall_ms();
+        let _doubt = crate::sweep::sweep(&*self.meta, &self.keys, &self.blobs, "c", now).await;
+    }
+
+    async fn remove_topic(&self) {
+        let record = self.meta.inner.get(RECORD).await.unwrap();
+        let Some(record) = record else { return };
+        let (garbage, bury) = decoded(&record).remove(self.clock.wall_ms(), 600_000);
+        let mut ops = vec![Op::delete(RECORD)];
+        ops.extend(garbage.map(|g| Op::put(self.keys.object_garbage(g.attempt.0), g.encode(TOPIC, LEDGER))));
+        if bury {
+            ops.push(Op::put(self.keys.tombstone(LEDGER), "tombstone"));
+        }
+        let compares = vec![Compare::ModRevision(RECORD.to_owned(), record.mod_revision)];
+        let _doubt = self.meta.txn(Txn { compares, ops }).await;
+    }
+
+    fn stored(&self, key: &str) -> Option<Record> {
+        self.meta.inner.get(key).now_or_never().expect("memory answers at once").unwrap()
+    }
+
+    pub(super) fn state(&self) -> Offload {
+        self.stored(RECORD).map_or(Offload::Bookies, |record| decoded(&record))
+    }
+
+    fn breaks(&self, what: String) {
+        self.broken.lock().get_or_insert(what);
+    }
+
+    /// Looks at everything at once: the ledger can be read from somewhere, and what is referenced is there, whole.
+    pub(super) fn look(&self, when: &str) {
+        if self.stored(RECORD).is_none() {
+            return;
+        }
+        let state = self.state();
+        let buried = self.stored(&self.keys.tombstone(LEDGER)).is_some();
+        if state.on_bookies() == buried {
+            self.breaks(format!("{when}: {state:?}, but the ledger is tombstoned: {buried}"));
+        }
+        if let Some(object) = state.object() {
+            let key = object.key("c", TOPIC, LEDGER);
+            // The observer's reads are no steps of the protocol.
+            let observer = self.blobs.observer();
+            let whole = verify::whole(&observer, &key, LEDGER, self.closed, &object.shape);
+            let mut whole = Box::pin(whole);
+            let read = loop {
+                if let Some(read) = whole.as_mut().now_or_never() {
+                    break read;
+                }
+            };
+            if let Err(error) = read {
+                self.breaks(format!("{when}: a referenced object cannot be read: {error}"));
+            }
+            let garbage = self.stored(&self.keys.object_garbage(object.attempt.0));
+            if garbage.is_some() {
+                self.breaks(format!("{when}: a referenced object counts as garbage"));
+            }
+        }
+    }
+
+    /// Past every deadline and a sweep: no object and no part beyond what the record references.
+    fn nothing_but_the_referenced(&self) {
+        let referenced = self.state().object().map(|object| object.key("c", TOPIC, LEDGER));
+        let there = self.blobs.keys();
+        if there.iter().any(|key| Some(key) != referenced.as_ref()) || self.blobs.uploads_with_parts() > 0 {
+            self.breaks(format!("leaked: {there:?}, referenced: {referenced:?}"));
+        }
+    }
+
+    /// What was broken on the way, or is left in the end: nothing of the topic is in the store then.
+    pub(super) fn broken(&self) -> Option<String> {
+        if self.stored(RECORD).is_none() {
+            self.nothing_but_the_referenced();
+            if self.blobs.keys().iter().any(|key| key.starts_with(&key::below("c"))) {
+                self.breaks("objects of a removed topic are left".to_owned());
+            }
+        }
+        self.broken.lock().clone()
+    }
+}
+
+fn sourced(id: u64) -> Sourced {
+    let payload = Bytes::from(vec![id as u8; 90]);
+    let entry = Entry { id: EntryId(id), crc: id as u32, header: [id as u8; 32], payload };
+    Sourced { entry, publish_ms: 1000 + id, first_index: MessageIndex(id) }
+}
+
+const _: () = assert!(LONG.as_millis() > REQUEST_MS as u128 + 3_600_000, "every deadline passes");

@@ -1,0 +1,195 @@
+//! Offloading as the topic's owner drives it: which ledgers are due for what, and how one is handed to the uploader. What may
+//! happen to a ledger, and what that leaves behind, is decided by the machine in `geminga-offload`.
+
+use super::source::LedgerSource;
+use super::state::Segment;
+use super::*;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use geminga_bookie_client::record::ClosedLedger;
+use geminga_bookie_client::rpc::ReadClass;
+use geminga_common::ids::{EntryId, MessageIndex};
+use geminga_offload::format::attributes::Attributes;
+use geminga_offload::format::block;
+use geminga_offload::offloader::{Job, Source};
+use geminga_offload::state::{Change, Garbage, Offload, Refused};
+use geminga_offload::writer::{Closed, Sourced};
+
+#[cfg(test)]
+mod tests;
+
+/// Grace for objects while no store is configured, ms.
+const GRACE_MS: u64 = 600_000;
+
+/// What the owner remembers of the chain.
+#[derive(Debug, Default)]
+pub(super) struct Offloads {
+    /// Raised by every change of the record: what depends on the chain is looked at again then only.
+    pub(super) chain_version: u64,
+}
+
+/// What a change leaves behind, to be removed once it is committed.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Ledgers to be tombstoned.
+    pub(super) ledgers: Vec<ClosedLedger>,
+    /// What is to be removed from the object store.
+    pub(super) garbage: Vec<(LedgerId, Garbage)>,
+}
+
+impl Left {
+    /// A segment leaves the chain.
+    pub(super) fn take(&mut self, segment: &Segment, now_ms: u64, grace_ms: u64) {
+        let (garbage, bury) = segment.offload.remove(now_ms, grace_ms);
+        self.garbage.extend(garbage.map(|garbage| (segment.id(), garbage)));
+        self.ledgers.extend(bury.then(|| segment.ledger().clone()));
+    }
+}
+
+/// What policies and people ask about offloading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rules {
+    /// Ledgers are offloaded, oldest first, while the topic has more bytes than this on bookies and behind; `None` is never.
+    pub(crate) bytes_max: Option<u64>,
+    /// Ledgers closed longer ago than this, in ms, are offloaded; `None` is never.
+    pub(crate) age_max_ms: Option<u64>,
+    /// How long offloaded ledgers also stay on bookies, ms.
+    pub(crate) lag_ms: u64,
+    /// Everything before this ledger is to be offloaded, because somebody asked for it.
+    pub(crate) before: Option<LedgerId>,
+    /// The ledger that is being uploaded here.
+    pub(crate) uploading: Option<LedgerId>,
+}
+
+/// What is to be done now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Due {
+    /// Changes of the topic record.
+    pub(crate) changes: Vec<(LedgerId, Change)>,
+    /// The next ledger to upload.
+    pub(crate) upload: Option<LedgerId>,
+    /// When time alone makes something due, ms since 1970.
+    pub(crate) wake_ms: Option<u64>,
+}
+
+/// Decides over a chain of closed ledgers, oldest first.
+pub(crate) fn due(segments: &[Segment], open_bytes: u64, rules: &Rules, now_ms: u64) -> Due {
+    let mut due = Due::default();
+    let mut wake = |at_ms: u64| due.wake_ms = Some(due.wake_ms.map_or(at_ms, |wake| wake.min(at_ms)));
+    let mut behind = open_bytes + segments.iter().map(Segment::bytes).sum::<u64>();
+    for segment in segments {
+        // As in Pulsar: all that is newer counts, this ledger included, wherever it is.
+        let over = rules.bytes_max.is_some_and(|max| behind > max);
+        behind -= segment.bytes();
+        match &segment.offload {
+            // An attempt of another owner, or of an earlier life of this one.
+            Offload::Prepared(attempt) if rules.uploading != Some(segment.id()) => {
+                due.changes.push((segment.id(), Change::Abandon(attempt.id)));
+            }
+            Offload::Committed(_, at_ms) if at_ms.saturating_add(rules.lag_ms) <= now_ms => {
+                let release = Change::Release { now_ms, lag_ms: rules.lag_ms };
+                due.changes.push((segment.id(), release));
+            }
+            Offload::Committed(_, at_ms) => wake(at_ms.saturating_add(rules.lag_ms)),
+            Offload::Bookies => {
+                let old_at = rules.age_max_ms.map(|age| segment.closed_ms.saturating_add(age));
+                let old = old_at.is_some_and(|at| at <= now_ms);
+                let asked = rules.before.is_some_and(|before| segment.id() < before);
+                if !(over || old || asked) {
+                    old_at.into_iter().for_each(&mut wake);
+                } else if rules.uploading.is_none() && due.upload.is_none() {
+                    due.upload = Some(segment.id());
+                }
+            }
+            Offload::Prepared(_) | Offload::Released(_) => {}
+        }
+    }
+    due
+}
+
+/// Reads a closed ledger for its upload.
+pub(crate) struct LedgerReader {
+    source: LedgerSource,
+    last: EntryId,
+}
+
+impl Source for LedgerReader {
+    fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
+        let read = self.source.read(first, self.last, bytes_max, ReadClass::CatchUp);
+        let ledger = self.source.ledger();
+        read.map(move |read| {
+            let entries = read.map_err(|error| error.to_string())?;
+            Ok(entries.into_iter().map(|read| sourced(ledger, read)).collect())
+        })
+        .boxed()
+    }
+}
+
+fn sourced(ledger: LedgerId, read: ReadEntry) -> Sourced {
+    let (id, Entry { header, payload }) = (read.position.entry, read.entry);
+    let bytes = header.encode();
+    let crc = geminga_bookie_client::entry::checksum(ledger, id, &bytes, &payload);
+    Sourced {
+        entry: block::Entry { id, crc, header: bytes, payload },
+        publish_ms: header.timestamp_ms,
+        first_index: MessageIndex(header.first_index.0),
+    }
+}
+
+impl ManagedLedger {
+    /// Changes whenever the chain does.
+    #[must_use]
+    pub(crate) fn chain_version(&self) -> u64 {
+        self.offloads.chain_version
+    }
+
+    /// What is to be offloaded, released or given up.
+    #[must_use]
+    pub(crate) fn offload_due(&self, rules: &Rules) -> Due {
+        let open_bytes = self.state.open().map_or(0, |open| open.confirmed_bytes);
+        due(self.state.segments(), open_bytes, rules, self.deps.clock.wall_ms())
+    }
+
+    /// The first ledger that is not in the object store, if one is there.
+    #[must_use]
+    pub(crate) fn first_not_offloaded(&self) -> Option<LedgerId> {
+        let closed = self.state.segments().iter().find(|s| s.offload.object().is_none()).map(Segment::id);
+        closed.or(self.state.open().map(|open| open.id))
+    }
+
+    /// What the uploader needs of a closed ledger.
+    #[must_use]
+    pub(crate) fn offload_job(&self, ledger: LedgerId) -> Option<(Job, LedgerReader)> {
+        let (tier, segment) = (self.deps.tier.as_ref()?, self.state.segment(ledger)?);
+        let attributes = Attributes {
+            cluster: tier.cluster.clone(),
+            topic: (!tier.config.hide_names).then(|| self.topic.as_str().to_owned()),
+            topic_id: self.state.topic_id,
+            ledger,
+            first_index: segment.first_index,
+            closed_ms: segment.closed_ms,
+            owner_epoch: self.deps.owner_epoch,
+            attempt: 0,
+            record: segment.ledger().encode(),
+        };
+        let closed = Closed { entries: segment.entries(), length: segment.bytes() };
+        let reader = LedgerReader { source: self.source(ledger), last: segment.last() };
+        Some((Job { attributes, closed }, reader))
+    }
+
+    /// The state after a change, and what that leaves.
+    pub(super) fn plan_offload(&self, ledger: LedgerId, change: &Change) -> Result<(Offload, Left), Refused> {
+        let segment = self.state.segment(ledger).ok_or(Refused::OtherAttempt)?;
+        let step = segment.offload.apply(change)?;
+        debug_assert!(step.is_safe(), "what is referenced is never garbage");
+        let mut left = Left::default();
+        left.garbage.extend(step.garbage.map(|garbage| (ledger, garbage)));
+        left.ledgers.extend(step.bury.then(|| segment.ledger().clone()));
+        Ok((step.next, left))
+    }
+
+    /// How long the object of a ledger that left the chain stays, ms.
+    pub(super) fn removal_grace_ms(&self) -> u64 {
+        self.deps.tier.as_ref().map_or(GRACE_MS, |tier| tier.config.removal_grace_s * 1000)
+    }
+}

@@ -1,0 +1,126 @@
+//! Where the entries of one ledger come from: bookies while they have it, else the object store. Both answer for one ledger and
+//! id, and every entry's own checksum is verified on either way; an error never says that an entry is not there, unless a quorum
+//! of bookies proved it and there is no object.
+
+use super::adopt::Holders;
+use super::*;
+use geminga_bookie_client::entry;
+use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
+use geminga_bookie_client::rpc::ReadClass;
+use geminga_common::ids::EntryId;
+use geminga_offload::reader::{Reader, Target};
+
+/// A ledger of the chain, as it can be read.
+#[derive(Clone)]
+pub(super) struct LedgerSource {
+    holders: Holders,
+    ledger: LedgerId,
+    view: Option<LedgerView>,
+    object: Option<(Reader, Target)>,
+}
+
+impl ManagedLedger {
+    /// Where the entries of a ledger of the chain are.
+    pub(super) fn source(&self, ledger: LedgerId) -> LedgerSource {
+        let (mut view, mut object) = (None, None);
+        match (&self.writer, self.state.segment(ledger)) {
+            (Some(writer), _) if writer.ledger() == ledger => view = Some(writer.view()),
+            (_, Some(segment)) => {
+                view = segment.offload.on_bookies().then(|| segment.ledger().view());
+                let target = |object| Target { topic: self.state.topic_id, ledger, object };
+                let reader = self.deps.tier.as_ref().map(|tier| tier.reader.clone());
+                object = reader.zip(segment.offload.object().copied().map(target));
+            }
+            (_, None) => {}
+        }
+        LedgerSource { holders: self.holders(), ledger, view, object }
+    }
+}
+
+impl LedgerSource {
+    /// Which ledger.
+    pub(super) fn ledger(&self) -> LedgerId {
+        self.ledger
+    }
+
+    /// Whether a read that began now could come from the object store.
+    pub(super) fn has_object(&self) -> bool {
+        self.object.is_some()
+    }
+
+    /// A run of entries from `first` on, at least one, none beyond `last`.
+    pub(super) async fn read(
+        &self,
+        first: EntryId,
+        last: EntryId,
+        bytes_max: usize,
+        class: ReadClass,
+    ) -> Result<Vec<ReadEntry>, ReadError> {
+        let mut failed = ReadError::Unavailable(Position::new(self.ledger, first));
+        if let Some(view) = &self.view {
+            let read = self.holders.read(view, first, last, bytes_max, class).await;
+            match self.checked(first, last, read) {
+                Ok(entries) => return Ok(entries),
+                Err(error) => failed = error,
+            }
+        }
+        let Some((reader, target)) = &self.object else { return Err(failed) };
+        match reader.read(target, first, last, bytes_max).await {
+            Ok(entries) => self.checked(first, last, self.opened(entries)),
+            Err(error) => {
+                tracing::warn!(ledger = %self.ledger, %error, "offloaded ledger cannot be read now; tried again");
+                Err(ReadError::Unavailable(Position::new(self.ledger, first)))
+            }
+        }
+    }
+
+    /// One entry.
+    pub(super) async fn read_one(&self, id: EntryId) -> Result<ReadEntry, ReadError> {
+        let mut entries = self.read(id, id, 1, ReadClass::CatchUp).await?;
+        entries.pop().ok_or(ReadError::Unavailable(Position::new(self.ledger, id)))
+    }
+
+    /// Entries of an object as bookies would have answered them.
+    fn opened(
+        &self,
+        entries: Vec<geminga_offload::format::block::Entry>,
+    ) -> Result<Vec<entry::Entry>, LedgerReadError> {
+        let open = |e: geminga_offload::format::block::Entry| {
+            let header = Header::decode(&e.header).ok()?;
+            let opened = entry::Entry { id: e.id, crc: e.crc, header, payload: e.payload };
+            opened.verify(self.ledger).then_some(opened)
+        };
+        entries
+            .into_iter()
+            .map(|entry| {
+                let id = entry.id;
+                open(entry).ok_or_else(|| {
+                    tracing::error!(ledger = %self.ledger, %id, "an offloaded entry does not match its checksum");
+                    LedgerReadError::Unavailable(id)
+                })
+            })
+            .collect()
+    }
+
+    /// What a read brought, as entries of the topic; whatever does not run on without a gap is not believed.
+    fn checked(
+        &self,
+        first: EntryId,
+        last: EntryId,
+        read: Result<Vec<entry::Entry>, LedgerReadError>,
+    ) -> Result<Vec<ReadEntry>, ReadError> {
+        let entries = read.map_err(|e| match e {
+            LedgerReadError::NoSuchEntry(id) => ReadError::Missing(Position::new(self.ledger, id)),
+            LedgerReadError::Unavailable(id) => ReadError::Unavailable(Position::new(self.ledger, id)),
+        })?;
+        let runs_on = (first.0..).zip(&entries).all(|(id, e)| e.id.0 == id && e.id <= last);
+        if entries.is_empty() || !runs_on {
+            return Err(ReadError::Unavailable(Position::new(self.ledger, first)));
+        }
+        let entry = |e: entry::Entry| ReadEntry {
+            position: Position::new(self.ledger, e.id),
+            entry: Entry { header: e.header, payload: e.payload },
+        };
+        Ok(entries.into_iter().map(entry).collect())
+    }
+}

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Offloading against a real S3 server: publish, offload, drop bookie copies, read all back with the official client.
+
+    offload.py BINARY [--mb 64]
+
+The proof that bookies have nothing left: while the S3 server is down nothing is read, and when it is back everything is.
+"""
+import argparse
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import pulsar
+
+from probe_context import Context
+from server import Server, free_port
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIZE = 16 * 1024
+BUCKET = "geminga-tier"
+KEYS = {"AWS_ACCESS_KEY_ID": "geminga", "AWS_SECRET_ACCESS_KEY": "geminga-secret"}
+CONFIG = """
+[standalone.offload]
+url = "s3://%s/history"
+endpoint = "http://127.0.0.1:%d"
+deletion_lag_s = 0
+removal_grace_s = 0
+sweep_interval_s = 1
+
+[standalone.broker]
+ledger_size = "12 MiB"
+cache = "1 MiB"
+"""
+
+
+def check(good, what):
+    if not good:
+        sys.exit(f"FAILED: {what}")
+    print(f"ok {what}", flush=True)
+
+
+def until(what, look, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.2)
+    sys.exit(f"FAILED: {what} within {seconds} s; last seen {look()!r}")
+
+
+def payload(n):
+    """Bytes that tell their number and do not compress."""
+    seed = hashlib.sha256(n.to_bytes(8, "big")).digest()
+    return n.to_bytes(8, "big") + hashlib.shake_256(seed).digest(SIZE - 8)
+
+
+class S3:
+    """The S3 server; its objects are files, so that the bucket can be looked at without it."""
+
+    def __init__(self, root):
+        self.root, self.port, self.process = pathlib.Path(root), free_port(), None
+        (self.root / "objects" / BUCKET).mkdir(parents=True)
+
+    def start(self):
+        log = open(self.root / "s3.log", "ab")
+        command = [str(HERE.parent / "s3"), "run", str(self.port), str(self.root)]
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **KEYS})
+
+        def answers():
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=1)
+            except urllib.error.HTTPError:
+                return True  # it asks for a signature
+            except OSError:
+                return self.process.poll() is not None
+            return True
+
+        until("the S3 server answers", answers)
+        if self.process.poll() is not None:
+            sys.exit(f"the S3 server ended, log: {(self.root / 's3.log').read_text()[-2000:]}")
+        return self
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def objects(self):
+        return sorted(str(p.relative_to(self.root / "objects")) for p in (self.root / "objects").rglob("*") if p.is_file())
+
+
+def ledgers(context, topic):
+    return context.rest("GET", context.path(topic) + "/internalStats")[1]["ledgers"]
+
+
+def publish(client, topic, first, count):
+    producer = client.create_producer(topic, block_if_queue_full=True, batching_enabled=False, max_pending_messages=200)
+    failed = []
+    for n in range(first, first + count):
+        producer.send_async(payload(n), lambda result, _: failed.append(result) if result != pulsar.Result.Ok else None)
+    producer.flush()
+    producer.close()
+    check(not failed, f"{count} messages published")
+
+
+def read_all(client, topic, count, wait_ms=60_000):
+    """Reads from earliest; order and bytes are those that were published."""
+    reader = client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=200)
+    begun = time.monotonic()
+    for n in range(count):
+        if reader.read_next(wait_ms).data() != payload(n):
+            sys.exit(f"FAILED: message {n} is not what was published")
+    seconds = time.monotonic() - begun
+    reader.close()
+    check(True, f"{count} messages read back, bytes equal, in order ({count * SIZE / seconds / 1e6:.0f} MB/s)")
+
+
+def wait_offloaded(context, topic):
+    def status():
+        answer = context.rest("GET", context.path(topic) + "/offload")[1]
+        if answer["status"] == "ERROR":
+            sys.exit(f"FAILED: offload: {answer['lastError']}")
+        return answer if answer["status"] == "SUCCESS" else None
+
+    return until("the offload ends", status, 120)
+
+
+def by_hand(context, client, s3, topic, count):
+    check(context.status("PUT", f"/admin/v2/namespaces/public/default/offloadDeletionLagMs", 0) == 204, "deletion lag set")
+    client.subscribe(topic, "keeps").close()
+    publish(client, topic, 0, count)
+    closed = ledgers(context, topic)
+    check(len(closed) >= 4, f"{len(closed)} ledgers")
+    check(context.rest("GET", context.path(topic) + "/offload")[1]["status"] == "NOT_RUN", "nothing was offloaded yet")
+    last = closed[-1]["ledgerId"]
+    check(context.status("PUT", context.path(topic) + "/offload", {"ledgerId": last, "entryId": 0}) == 204, "offload asked for")
+    answer = wait_offloaded(context, topic)
+    check(answer["firstUnoffloadedMessage"]["ledgerId"] == last, "the open ledger is the first that is not offloaded")
+    offloaded = [ledger["offloaded"] for ledger in ledgers(context, topic)]
+    check(offloaded == [True] * (len(closed) - 1) + [False], "every closed ledger is offloaded")
+    check(len(s3.objects()) == len(closed) - 1, f"{len(closed) - 1} objects in the bucket")
+    stats = context.rest("GET", context.path(topic) + "/stats")[1]
+    check(stats["offloadedStorageSize"] == sum(l["size"] for l in closed[:-1]), "stats tell the offloaded bytes")
+
+
+def reads_depend_on_the_bucket(server, s3, topic, count):
+    """A fresh process has nothing in memory; with the store away it must wait, not fail and not skip."""
+    server.kill()
+    s3.stop()
+    server.start()
+    context = Context(server.url, server.http)
+    with context.client() as client:
+        reader = client.create_reader(topic, pulsar.MessageId.earliest)
+        try:
+            reader.read_next(4_000)
+            sys.exit("FAILED: a message came although neither bookies nor the bucket should have it")
+        except pulsar.Timeout:
+            check(True, "bookies have no copy: without the bucket nothing is read")
+        s3.start()
+        check(reader.read_next(60_000).data() == payload(0), "the same reader goes on when the bucket is back")
+        reader.close()
+        read_all(client, topic, count)
+        middle = count // 3
+        reader = client.create_reader(topic, pulsar.MessageId.earliest)
+        for _ in range(middle):
+            stamp = reader.read_next(10_000).publish_timestamp()
+        reader.seek(stamp)
+        found = int.from_bytes(reader.read_next(10_000).data()[:8], "big")
+        check(found <= middle, f"seek by time finds an offloaded message ({found} of {middle})")
+        reader.close()
+    return context
+
+
+def by_threshold(context, client, s3):
+    path = "/admin/v2/namespaces/public/default/offloadThreshold"
+    check(context.status("PUT", path, 0) == 204, "threshold set")
+    topic, count = context.topic(), 2000
+    client.subscribe(topic, "keeps").close()
+    publish(client, topic, 0, count)
+    until("closed ledgers are offloaded by policy", lambda: all(l["offloaded"] for l in ledgers(context, topic)[:-1]), 60)
+    check(True, "closed ledgers are offloaded by policy")
+    read_all(client, topic, count)
+    check(context.status("PUT", path, -1) == 204, "threshold off")
+    return topic
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("binary")
+    arguments.add_argument("--mb", type=int, default=64)
+    arguments = arguments.parse_args()
+    os.environ.update(KEYS)
+    with tempfile.TemporaryDirectory(prefix="geminga-offload-") as root:
+        s3 = S3(f"{root}/s3").start()
+        config = pathlib.Path(root) / "server.toml"
+        config.write_text(CONFIG % (BUCKET, s3.port))
+        server = Server(arguments.binary, f"{root}/data", str(config)).start()
+        try:
+            context = Context(server.url, server.http)
+            topic, count = context.topic(), arguments.mb * (1 << 20) // SIZE
+            with context.client() as client:
+                by_hand(context, client, s3, topic, count)
+                read_all(client, topic, count)
+            context = reads_depend_on_the_bucket(server, s3, topic, count)
+            with context.client() as client:
+                other = by_threshold(context, client, s3)
+            for gone in (topic, other):
+                check(context.status("DELETE", context.path(gone) + "?force=true") == 204, "topic deleted")
+            until("the bucket is empty", lambda: not s3.objects(), 30)
+            check(True, "deleting the topics has emptied the bucket")
+        except BaseException:
+            print(open(server.log.name).read()[-4000:], file=sys.stderr)
+            raise
+        finally:
+            if server.process and server.process.poll() is None:
+                server.kill()
+            s3.stop()
+
+
+main()
