@@ -247,7 +247,8 @@ impl AckState {
             return Ack::NotFound;
         }
         let before = self.acked.batches.get(&p);
-        let size = batch_size.max(before.map_or(0, |batch| batch.size)).max(size_at_least(ack_set, batch_size));
+        let size =
+            batch_size.max(before.map_or(0, |batch| batch.size)).max(size_at_least(ack_set, batch_size));
         let remaining = match before {
             Some(batch) => narrow(&batch.remaining, ack_set),
             None => narrow(&all_of(size), ack_set),
