@@ -236,7 +236,8 @@ impl AckState {
     }
 
     /// Acks part of an entry of `batch_size` messages. `ack_set` is the wire's: a set bit stays unacked, missing words are
-    /// acked, and sets of several clients add up. `batch_size` 0 = unknown: the highest set bit counts as the last message.
+    /// acked, and sets of several clients add up. `batch_size` 0 = unknown (the Go client tells none): the set itself tells how many
+    /// messages there are at least.
     pub fn ack_batch(&mut self, p: Position, ack_set: &[u64], batch_size: u32, log: &impl Log) -> Ack {
         if self.is_acked(p) {
             return Ack::Duplicate;
@@ -246,7 +247,8 @@ impl AckState {
             return Ack::NotFound;
         }
         let before = self.acked.batches.get(&p);
-        let size = batch_size.max(before.map_or(0, |batch| batch.size)).max(bits_used(ack_set, batch_size));
+        let size =
+            batch_size.max(before.map_or(0, |batch| batch.size)).max(size_at_least(ack_set, batch_size));
         let remaining = match before {
             Some(batch) => narrow(&batch.remaining, ack_set),
             None => narrow(&all_of(size), ack_set),
@@ -506,13 +508,16 @@ fn narrow(base: &[u64], with: &[u64]) -> Box<[u64]> {
     base.iter().zip(other).map(|(a, b)| a & b).collect()
 }
 
-/// Messages that an ack set speaks of when the batch size is unknown.
-fn bits_used(ack_set: &[u64], batch_size: u32) -> u32 {
+/// Messages that a batch of unknown size has at least. An ack set acknowledges something: if no bit below the highest set one is
+/// clear, a message behind it is acknowledged, whose bit is clear because nothing follows.
+fn size_at_least(ack_set: &[u64], batch_size: u32) -> u32 {
     if batch_size > 0 {
         return 0;
     }
-    let last = ack_set.iter().rposition(|word| *word != 0);
-    last.map_or(0, |nth| nth as u32 * 64 + (64 - ack_set[nth].leading_zeros()))
+    let Some(nth) = ack_set.iter().rposition(|word| *word != 0) else { return 0 };
+    let used = nth as u32 * 64 + (64 - ack_set[nth].leading_zeros());
+    let left: u32 = ack_set.iter().map(|word| word.count_ones()).sum();
+    (used + u32::from(left == used)).min(BATCH_WORDS_MAX as u32 * 64)
 }
 
 #[cfg(test)]

@@ -120,6 +120,22 @@ fn an_unknown_batch_size_is_read_from_the_set() {
     assert_eq!(state.ack_batch(at(10, 0), &[0b0101], 0, &log), Ack::Entry);
 }
 
+/// The Go client acknowledges the last message of a batch first, and says neither how many there are nor that it is the last.
+#[test]
+fn the_last_message_of_a_batch_of_unknown_size_counts_as_acknowledged() {
+    let log = Chain(vec![3]);
+    let mut state = start();
+    assert_eq!(state.ack_batch(at(10, 1), &[0b1], 0, &log), Ack::Part(1), "the second of two");
+    assert_eq!(state.remaining(at(10, 1)), Some(&[0b1][..]));
+    assert_eq!(state.ack_batch(at(10, 1), &[0b1], 0, &log), Ack::Duplicate);
+    assert_eq!(state.ack_batch(at(10, 2), &[u64::MAX], 0, &log), Ack::Part(1), "the last of 65");
+    assert_eq!(state.remaining(at(10, 2)), Some(&[u64::MAX, 0][..]));
+    assert_eq!(state.ack_batch(at(10, 2), &[u64::MAX << 1], 0, &log), Ack::Part(1));
+    assert_eq!(state.ack(at(10, 2), &log), Ack::Entry);
+    // A set as long as any may be: nothing lies behind it.
+    assert_eq!(state.ack_batch(at(10, 0), &[u64::MAX; BATCH_WORDS_MAX], 0, &log), Ack::Duplicate);
+}
+
 #[test]
 fn seek_goes_back_and_keeps_the_acked_part_of_a_batch() {
     let log = Chain(vec![5]);
