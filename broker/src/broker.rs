@@ -16,6 +16,7 @@ use crate::schema::SchemaRegistry;
 use crate::topic::lifecycle::{Quota, Rules};
 use crate::topic::mailbox::mailbox;
 use crate::topic::messages::Message;
+use crate::topic::setbacks::Setbacks;
 use crate::topic::worker::{Parts, Worker};
 use crate::topic::{TopicError, TopicHandle};
 use futures::FutureExt;
@@ -141,6 +142,8 @@ pub struct Broker {
     repair: Option<crate::repair::Means>,
     repair_status: Arc<crate::repair::Status>,
     pub(crate) sweeps: Sweeps,
+    /// Topics whose disk is full.
+    pub(crate) setbacks: Mutex<Setbacks>,
 }
 
 /// Where a broker is reached.
@@ -212,6 +215,7 @@ impl Broker {
             repair: deps.repair,
             repair_status: Arc::default(),
             sweeps: Sweeps::default(),
+            setbacks: Mutex::default(),
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,
