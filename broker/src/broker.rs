@@ -16,6 +16,7 @@ use crate::schema::SchemaRegistry;
 use crate::topic::lifecycle::{Quota, Rules};
 use crate::topic::mailbox::mailbox;
 use crate::topic::messages::Message;
+use crate::topic::setbacks::Setbacks;
 use crate::topic::worker::{Parts, Worker};
 use crate::topic::{TopicError, TopicHandle};
 use futures::FutureExt;
@@ -146,6 +147,8 @@ pub struct Broker {
     repair_status: Arc<crate::repair::Status>,
     pub(crate) sweeps: Sweeps,
     pub(crate) tier: Option<Arc<Tier>>,
+    /// Topics whose disk is full.
+    pub(crate) setbacks: Mutex<Setbacks>,
 }
 
 /// Where a broker is reached.
@@ -218,6 +221,7 @@ impl Broker {
             repair_status: Arc::default(),
             sweeps: Sweeps::default(),
             tier: deps.tier,
+            setbacks: Mutex::default(),
             next_id: AtomicU64::new(1),
             boot: deps.boot,
             bookie_names: deps.bookies,

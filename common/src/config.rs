@@ -43,8 +43,13 @@ impl fmt::Display for Source {
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not TOML.
-    #[error("the configuration file is not valid TOML: {0}")]
-    Syntax(toml::de::Error),
+    #[error("the configuration file is not valid TOML, line {line}: {reason}")]
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
     /// A key that nobody knows.
     #[error("unknown key '{key}' in {source_of}{}", nearest.as_ref().map(|n| format!("; did you mean '{n}'?")).unwrap_or_default())]
     UnknownKey {
@@ -78,11 +83,45 @@ pub enum ConfigError {
 impl Coded for ConfigError {
     fn code(&self) -> Code {
         match self {
-            ConfigError::Syntax(_) => Code::CONFIG_UNREADABLE,
+            ConfigError::Syntax { .. } => Code::CONFIG_UNREADABLE,
             ConfigError::UnknownKey { .. } => Code::CONFIG_UNKNOWN_KEY,
             ConfigError::Value { .. } | ConfigError::Table { .. } => Code::CONFIG_INVALID,
         }
     }
+}
+
+impl ConfigError {
+    /// With its key spelt from the top of the file on.
+    fn within(self, table: &str) -> Self {
+        let from_top = |key: String| format!("{table}.{key}");
+        match self {
+            Self::UnknownKey { key, nearest, source_of } => {
+                Self::UnknownKey { key: from_top(key), nearest: nearest.map(from_top), source_of }
+            }
+            Self::Value { key, reason, source_of } => Self::Value { key: from_top(key), reason, source_of },
+            other => other,
+        }
+    }
+
+    /// Whether it is the file that has to be changed.
+    #[must_use]
+    pub fn is_in_file(&self) -> bool {
+        match self {
+            ConfigError::Syntax { .. } => true,
+            ConfigError::UnknownKey { source_of, .. } | ConfigError::Value { source_of, .. } => {
+                *source_of == Source::File
+            }
+            ConfigError::Table { .. } => false,
+        }
+    }
+}
+
+fn parse(file: &str) -> Result<Table, ConfigError> {
+    file.parse().map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| file.get(..span.start)).unwrap_or_default();
+        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count();
+        ConfigError::Syntax { line, reason: error.message().replace('\n', "; ") }
+    })
 }
 
 /// Refuses a file with a table that no role owns. [`load`] looks at its own table only.
@@ -90,11 +129,19 @@ impl Coded for ConfigError {
 /// # Errors
 /// When the file is not TOML or holds another top-level key than the given tables.
 pub fn check_tables(file: &str, tables: &[&str]) -> Result<(), ConfigError> {
-    let parsed: Table = file.parse().map_err(ConfigError::Syntax)?;
-    match parsed.keys().find(|key| !tables.contains(&key.as_str())) {
+    match parse(file)?.keys().find(|key| !tables.contains(&key.as_str())) {
         Some(key) => Err(unknown(key, tables.iter().copied(), Source::File)),
         None => Ok(()),
     }
+}
+
+/// Refuses a file in which a role's table holds a key that nobody knows or a value that does not fit. For the tables of the other
+/// roles: what is misspelt there would show only when that role starts, perhaps on another machine.
+///
+/// # Errors
+/// As [`load`].
+pub fn check<T: DeserializeOwned + Serialize + Default>(table: &str, file: &str) -> Result<(), ConfigError> {
+    load::<T>(table, Some(file), std::iter::empty(), Table::new()).map(drop)
 }
 
 /// Loads a role's configuration from table `table` of the file's text, from variables `GEMINGA_{TABLE}_{KEY}` (nested keys
@@ -111,10 +158,14 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     let reject = |reason: String| ConfigError::Table { table: table.to_owned(), reason };
     let mut merged = Table::try_from(T::default()).map_err(|e| reject(e.to_string()))?;
     if let Some(file) = file {
-        let mut parsed: Table = file.parse().map_err(ConfigError::Syntax)?;
-        match parsed.remove(table) {
-            Some(Value::Table(layer)) => overlay::<T>(&mut merged, layer, Source::File)?,
-            Some(_) => return Err(reject("it is not a table".to_owned())),
+        match parse(file)?.remove(table) {
+            Some(Value::Table(layer)) => {
+                overlay::<T>(&mut merged, layer, Source::File).map_err(|error| error.within(table))?;
+            }
+            Some(other) => {
+                let reason = format!("it is a table, not {}", kind(&other));
+                return Err(ConfigError::Value { key: table.to_owned(), reason, source_of: Source::File });
+            }
             None => {}
         }
     }
@@ -139,6 +190,23 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
 
 /// The keys from a table's top to a value.
 type Path = Vec<String>;
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+        _ => "a single value",
+    }
+}
+
+/// The names beside which a key stands: its parent's keys, spelt from the top.
+fn siblings(table: &Table, path: &[String]) -> Vec<String> {
+    let Some((_, above)) = path.split_last() else { return Vec::new() };
+    let inner = above.iter().try_fold(table, |table, key| table.get(key)?.as_table());
+    let spelt = |key: &String| [above, std::slice::from_ref(key)].concat().join(".");
+    inner.map(|inner| inner.keys().map(spelt).collect()).unwrap_or_default()
+}
 
 /// All paths to values that are not tables.
 fn paths(table: &Table) -> Vec<Path> {
@@ -186,7 +254,9 @@ fn overlay<T: DeserializeOwned>(
         let dotted = path.join(".");
         match (at(merged, &path), value) {
             (None, _) => {
-                let names: Vec<_> = known.iter().map(|path| path.join(".")).collect();
+                let mut names: Vec<_> = known.iter().map(|path| path.join(".")).collect();
+                // Tables too: a misspelt one is nearer to its own name than to those of the keys in it.
+                names.extend(siblings(merged, &path));
                 return Err(unknown(&dotted, names.iter().map(String::as_str), source_of));
             }
             (Some(Value::Table(_)), Value::Table(inner)) => {

@@ -186,10 +186,12 @@ impl Coded for crate::names::NameError {
             | E::EmptyTopic
             | E::TrailingSlash(_)
             | E::SlashInTopic(_)
+            | E::ControlCharacter(..)
             | E::TopicTooLong(_) => Code::INVALID_TOPIC_NAME,
             E::EmptyTenant
             | E::EmptyNamespace
             | E::ForbiddenCharacter(..)
+            | E::PathStep(_)
             | E::EntityTooLong(_)
             | E::NamespaceShape(_)
             | E::EmptySubscription
@@ -214,6 +216,8 @@ impl Coded for crate::metadata::redb::OpenError {
     fn code(&self) -> Code {
         use crate::metadata::redb::OpenError as E;
         match self {
+            E::Disk(error) if error.kind() == std::io::ErrorKind::StorageFull => Code::DISK_FULL,
+            E::Disk(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Code::READ_ONLY_DISK,
             E::Disk(_) => Code::DATA_DIRECTORY_UNUSABLE,
             E::Database(_) => Code::DATA_LOSS,
             E::FormatTooNew(_) => Code::FORMAT_TOO_NEW,

@@ -61,6 +61,12 @@ pub enum NameError {
     /// No topic was given.
     #[error("the topic name is empty")]
     EmptyTopic,
+    /// A tenant or namespace that URLs cannot name.
+    #[error("'{0}' is a step of a path, not a name")]
+    PathStep(String),
+    /// A topic name holds a control character, such as NUL or a line's end.
+    #[error("the topic name {0:?} holds the control character U+{1:04X}")]
+    ControlCharacter(String, u32),
     /// The topic name ends with a slash.
     #[error("the topic name '{0}' ends with '/'")]
     TrailingSlash(String),
@@ -85,6 +91,10 @@ fn check_entity(text: &str, empty: NameError) -> Result<(), NameError> {
     }
     if text.len() > ENTITY_BYTES_MAX {
         return Err(NameError::EntityTooLong(text.len()));
+    }
+    // No URL can name these: clients and proxies resolve them as steps of the path.
+    if matches!(text, "." | "..") {
+        return Err(NameError::PathStep(text.to_owned()));
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '=' | ':' | '.');
     match text.chars().find(|&c| !allowed(c)) {
@@ -324,7 +334,7 @@ impl TopicName {
     /// The topic `local` (not percent-encoded) of a namespace.
     ///
     /// # Errors
-    /// When `local` is empty, too long or holds a `/`.
+    /// When `local` is empty, too long or holds a `/` or a control character.
     pub fn new(domain: Domain, namespace: NamespaceName, local: &str) -> Result<Self, NameError> {
         if local.is_empty() {
             return Err(NameError::EmptyTopic);
@@ -334,6 +344,10 @@ impl TopicName {
         }
         if local.contains('/') {
             return Err(NameError::SlashInTopic(local.to_owned()));
+        }
+        // They would break lines of logs, metrics and lists apart.
+        if let Some(control) = local.chars().find(|c| c.is_control()) {
+            return Err(NameError::ControlCharacter(local.to_owned(), u32::from(control)));
         }
         let split = split_partition(local);
         let base_bytes = split.map_or(local.len(), |(base, _)| base.len());

@@ -61,12 +61,53 @@ pub async fn run<T, E, F: Future<Output = Result<T, E>>>(
     }
 }
 
+/// When to speak of something that goes on for long: at once, a second later, and then at twice the distance each time, up to 30 s.
+/// Pure: the caller tells how long it has gone on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reminders {
+    next: Duration,
+    spoken: u32,
+}
+
+impl Reminders {
+    /// Longest silence.
+    pub const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+    /// Whether to speak now, `since` the trouble began.
+    pub fn due(&mut self, since: Duration) -> bool {
+        if since < self.next {
+            return false;
+        }
+        let distance = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(self.spoken));
+        self.next = since + distance.min(Self::SILENCE_MAX);
+        self.spoken += 1;
+        true
+    }
+
+    /// Whether anything was said, so that its end is worth a word as well.
+    #[must_use]
+    pub fn has_spoken(&self) -> bool {
+        self.spoken > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::Rng;
     use proptest::prelude::*;
     use std::cell::Cell;
+
+    #[test]
+    fn reminders_come_at_once_and_then_ever_more_seldom() {
+        let mut reminders = Reminders::default();
+        assert!(!reminders.has_spoken());
+        // Asked five times a second, for five minutes.
+        let asked = (0..1500).map(|n| Duration::from_millis(n * 200));
+        let said: Vec<u64> = asked.filter(|since| reminders.due(*since)).map(|at| at.as_secs()).collect();
+        assert_eq!(said, [0, 1, 3, 7, 15, 31, 61, 91, 121, 151, 181, 211, 241, 271]);
+        assert!(reminders.has_spoken());
+    }
 
     const QUICK: Backoff =
         Backoff { first: Duration::from_micros(1), max: Duration::from_micros(8), attempts_max: Some(4) };

@@ -126,6 +126,24 @@ impl<'a> MetadataView<'a> {
         self.num_messages_in_batch.is_some()
     }
 
+    /// Most messages that a payload of so many bytes can hold: 1 unless it is a batch. What a header announces is the sender's word;
+    /// this is what its bytes allow, compressed ones at the best ratio there is (zstd: 128 KiB in 4 bytes). Nothing is decompressed.
+    #[must_use]
+    pub fn members_max(&self, payload_bytes: usize) -> u32 {
+        /// Size field and the one required field of a member's header; its payload may be empty.
+        const MEMBER_BYTES_MIN: usize = 6;
+        const RATIO_MAX: usize = 1 << 15;
+        if !self.is_batch() {
+            return 1;
+        }
+        let announced = usize::try_from(self.uncompressed_size).unwrap_or(usize::MAX);
+        let plain = match self.compression {
+            0 => payload_bytes,
+            _ => announced.min(payload_bytes.saturating_mul(RATIO_MAX)),
+        };
+        u32::try_from(plain / MEMBER_BYTES_MIN).unwrap_or(u32::MAX).max(1)
+    }
+
     /// The message is an internal marker, which no application sees.
     #[must_use]
     pub const fn is_marker(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::BytesMut;
+use geminga_proto::pulsar::command_subscribe::SubType;
 use geminga_tests::process::Standalone;
 use geminga_tests::wire::Wire;
 use std::time::{Duration, Instant};
@@ -80,6 +81,56 @@ fn rss_kib(pid: u32) -> Result<u64> {
 }
 
 #[test]
+fn a_batch_that_announces_more_than_its_bytes_hold_blocks_nobody() -> Result<()> {
+    const GOOD: u64 = 40;
+    let dir = tempfile::tempdir()?;
+    let server = Standalone::start(dir.path(), &[])?;
+    for (kind, topic) in [
+        (SubType::Shared, "lies-shared"),
+        (SubType::Exclusive, "lies-exclusive"),
+        (SubType::KeyShared, "lies-key"),
+    ] {
+        let consumers: u64 = if kind == SubType::Exclusive { 1 } else { 2 };
+        let mut readers = Vec::new();
+        for n in 0..consumers {
+            let mut wire = Wire::connect(&server.pulsar)?;
+            wire.subscribe(topic, "s", n, kind)?;
+            readers.push(wire);
+        }
+        let mut wire = Wire::connect(&server.pulsar)?;
+        wire.producer(topic, 1)?;
+        let lies = [1 << 30, i32::MAX, i32::MIN, -1, 0, 1_000_000];
+        for (n, lie) in (0..).zip(lies) {
+            wire.publish_as(1, n, b"twelve bytes", Some(lie))?;
+            wire.receipt(n)?;
+        }
+        let sent = lies.len() as u64 + GOOD;
+        for n in lies.len() as u64..sent {
+            wire.publish(1, n, b"good")?;
+            wire.receipt(n)?;
+        }
+        // Enough for what there is, if each is counted as what it can be: two messages at most in twelve bytes.
+        for (n, reader) in (0..).zip(&mut readers) {
+            reader.flow(n, 100)?;
+        }
+        let (mut got, begun) = (0, Instant::now());
+        while got < sent && begun.elapsed() < Duration::from_secs(20) {
+            for reader in &mut readers {
+                while reader.message_within(Duration::from_millis(100))?.is_some() {
+                    got += 1;
+                }
+            }
+        }
+        ensure!(got == sent, "{kind:?}: {got} of {sent} were delivered: the subscription is blocked");
+        let stats = server.stats(topic)?;
+        let counted = stats["msgInCounter"].as_u64().context("no msgInCounter")?;
+        ensure!(counted <= sent + lies.len() as u64, "{kind:?}: {counted} messages are counted of {sent}");
+    }
+    ensure!(rss_kib(server.pid())? < 200 << 10, "memory grew with the numbers");
+    Ok(())
+}
+
+#[test]
 fn rest_answers_nonsense_with_a_status_and_a_reason() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = Standalone::start(dir.path(), &[])?;
@@ -111,6 +162,15 @@ fn rest_answers_nonsense_with_a_status_and_a_reason() -> Result<()> {
         ("PUT", &format!("{t}/p/partitions"), "0", &[406]),
         ("PUT", &format!("{t}/p/partitions"), "many", &[400]),
         ("PUT", &long, "", &[412]),
+        ("PUT", "/admin/v2/tenants/.", r#"{"allowedClusters":["standalone"]}"#, &[412]),
+        ("PUT", "/admin/v2/tenants/%2E%2E", r#"{"allowedClusters":["standalone"]}"#, &[412]),
+        ("PUT", "/admin/v2/namespaces/public/..", "", &[412]),
+        ("PUT", &format!("{t}/a%00b"), "", &[400]),
+        ("PUT", &format!("{t}/a%0Ab"), "", &[412]),
+        ("PUT", &format!("{t}/a%7Fb/partitions"), "2", &[412]),
+        ("POST", &format!("{t}/gone/subscription/s/skip/99999999999"), "", &[404]),
+        ("GET", &format!("{ns}/topics?mode=FOO"), "", &[404]),
+        ("POST", &format!("{ns}/backlogQuota?backlogQuotaType=x"), r#"{"limitSize":1}"#, &[404]),
         ("GET", &format!("{t}/gone/stats"), "", &[404]),
         ("GET", &format!("{t}/gone/fooBar"), "", &[404]),
         ("POST", &format!("{t}/gone/subscription/s/skip/x"), "", &[400, 404]),
@@ -121,7 +181,9 @@ fn rest_answers_nonsense_with_a_status_and_a_reason() -> Result<()> {
         let (status, text) = server.request_with(method, path, body)?;
         let shown: String = path.chars().take(80).collect();
         ensure!(wanted.contains(&status), "{method} {shown}: {status} {text}");
-        ensure!(!text.trim().is_empty(), "{method} {shown}: {status} without a reason");
+        let reason = serde_json::from_str::<serde_json::Value>(&text).ok();
+        let reason = reason.as_ref().and_then(|body| body["reason"].as_str()).unwrap_or_default();
+        ensure!(!reason.is_empty(), "{method} {shown}: {status} without a reason: {text}");
     }
     ensure!(server.request("GET", "/admin/v2/brokers/health")?.0 == 200, "it is no longer healthy");
     Ok(())

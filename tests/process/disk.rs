@@ -8,7 +8,7 @@ use geminga_tests::process::{Standalone, refused};
 use geminga_tests::wire::Wire;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LEFT_OUT: &str =
     "left out: a full disk needs a file system that can be mounted (root, mkfs.ext4 or tmpfs)";
@@ -56,6 +56,10 @@ impl Drop for Small {
     }
 }
 
+fn log(small: &Small) -> PathBuf {
+    small.dir.path().join("log")
+}
+
 fn start(small: &Small) -> Result<Standalone> {
     let config = small.dir.path().join("small.toml");
     std::fs::write(
@@ -64,7 +68,7 @@ fn start(small: &Small) -> Result<Standalone> {
          [standalone.broker]\nmax_message_size = \"1 MiB\"\npublish_budget = \"2 MiB\"\n",
     )?;
     let config = config.to_str().context("the path is text")?;
-    Standalone::start(&small.path().join("data"), &["--config", config])
+    Standalone::start_logged(&small.path().join("data"), &["--config", config], &log(small))
 }
 
 #[test]
@@ -102,6 +106,31 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
         wire.receipt(0)
     })();
     println!("and again: {:?}", again.as_ref().err().map(ToString::to_string));
+    // Clients that come back at once, as all do, neither open the topic each time nor fill the log.
+    let (mut attempts, begun) = (0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(4) {
+        let sent = Wire::connect(&server.pulsar).and_then(|mut wire| {
+            wire.producer("full", 1)?;
+            wire.publish(1, 0, &body(0))?;
+            wire.receipt(0)
+        });
+        ensure!(sent.is_err(), "the disk has room");
+        attempts += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = std::fs::read_to_string(log(&small))?;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("topic=")).collect();
+    println!("{attempts} attempts, {} lines about the topic, the first: {:?}", lines.len(), lines.first());
+    ensure!(
+        attempts > 50 && (1..=5).contains(&lines.len()),
+        "{attempts} attempts, {} lines:\n{said}",
+        lines.len()
+    );
+    ensure!(lines[0].contains("WARN") && lines[0].contains("disk is full"), "{}", lines[0]);
+    ensure!(server.stats("full")?["publishWaitReason"] == "disk_full", "{}", server.stats("full")?);
+    let refused = Wire::connect(&server.pulsar)?.producer("full", 1);
+    let refused = refused.err().map(|why| why.to_string()).unwrap_or_default();
+    ensure!(refused.contains("GM-4002") || refused.is_empty(), "{refused}");
     // Everything that was acknowledged can be read.
     let mut reader = Wire::connect(&server.pulsar)?;
     reader.subscribe("full", "s", 2, SubType::Shared)?;

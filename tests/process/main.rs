@@ -5,6 +5,8 @@ mod backlog;
 mod bounds;
 mod disk;
 mod lifecycle;
+mod refusals;
+mod rot;
 
 use anyhow::{Context as _, Result, ensure};
 use geminga_tests::process::{Standalone, refused, refused_as};
@@ -23,7 +25,7 @@ fn says(text: &str, words: &[&str]) -> Result<()> {
 fn a_second_process_on_the_same_data_directory_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let first = Standalone::start(dir.path(), &[])?;
-    says(&refused(dir.path(), &[])?, &["GM-1001", &dir.path().display().to_string()])?;
+    says(&refused(dir.path(), &[])?, &["GM-6001", &dir.path().display().to_string()])?;
     ensure!(first.request("GET", "/admin/v2/brokers/health")? == (200, "ok".to_owned()));
     Ok(())
 }
@@ -74,7 +76,7 @@ fn other_addresses_than_the_loopback_need_insecure() -> Result<()> {
 fn a_data_directory_that_cannot_be_written_is_named() -> Result<()> {
     // Permissions do not bind root, who runs most build machines; this file system takes new files from nobody.
     let dir = std::path::Path::new("/sys/kernel");
-    says(&refused(dir, &[])?, &["GM-1006", "/sys/kernel", "read-only"])
+    says(&refused(dir, &[])?, &["GM-6009", "/sys/kernel", "read-only"])
 }
 
 #[test]

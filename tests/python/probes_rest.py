@@ -104,6 +104,42 @@ def _(context):
             sorted(context.rest("GET", path + "/retention")[1].items()))
 
 
+_status("namespace/unknown-listing-mode", "GET", NAMESPACE + "/public/default/topics?mode=FOO")
+_status("topic/name-with-nul", "PUT", "/admin/v2/persistent/public/default/a%00b")
+
+
+@probe("rest/topic/name-with-line-end")
+def _(context):
+    path = context.path(context.topic()) + "%0Ab"
+    made = context.status("PUT", path)
+    context.rest("DELETE", path)
+    return made
+
+
+@probe("rest/tenant/step-of-a-path")
+def _(context):
+    path = "/admin/v2/tenants/%2E%2E"
+    made = context.status("PUT", path, {"adminRoles": [], "allowedClusters": ["standalone"]})
+    context.rest("DELETE", path)
+    return made
+
+
+@probe("rest/namespace/zero-bundles-are-the-default")
+def _(context):
+    path = f"{NAMESPACE}/public/{context.name('n')}"
+    made = context.status("PUT", path, {"bundles": {"numBundles": 0}})
+    return made, context.rest("GET", path + "/bundles")[1].get("numBundles")
+
+
+@probe("rest/subscription/skip-below-zero-and-beyond-32-bits")
+def _(context):
+    path = context.path(context.topic())
+    context.rest("PUT", path)
+    context.rest("PUT", path + "/subscription/s")
+    skip = path + "/subscription/s/skip/"
+    return context.status("POST", skip + "-1"), context.status("POST", skip + "0"), context.status("POST", skip + "99999999999")
+
+
 @probe("rest/topic/life")
 def _(context):
     path = context.path(context.topic())

@@ -64,8 +64,21 @@ impl Standalone {
     /// # Errors
     /// It ends, or says something else, or nothing within the limit.
     pub fn start(data_dir: &Path, more: &[&str]) -> Result<Self> {
+        Self::start_with(data_dir, more, Stdio::inherit())
+    }
+
+    /// As [`Self::start`], with what it logs appended to a file.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the file cannot be written.
+    pub fn start_logged(data_dir: &Path, more: &[&str], log: &Path) -> Result<Self> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        Self::start_with(data_dir, more, log.into())
+    }
+
+    fn start_with(data_dir: &Path, more: &[&str], log: Stdio) -> Result<Self> {
         let begun = Instant::now();
-        let mut child = command(data_dir, more)?.stderr(Stdio::inherit()).spawn()?;
+        let mut child = command(data_dir, more)?.stderr(log).spawn()?;
         let stdout = child.stdout.take().context("standard output is piped")?;
         let (line, lines) = std::sync::mpsc::sync_channel(1);
         let _reader = std::thread::Builder::new().name("ready-line".into()).spawn(move || {
@@ -196,6 +209,16 @@ fn wait(child: &mut Child) -> Result<ExitStatus> {
     child.kill()?;
     child.wait()?;
     bail!("the process did not end in {LIMIT:?}")
+}
+
+/// Runs a command to its end; answers whether it succeeded, its standard output and its standard error.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run(args: &[&str]) -> Result<(bool, String, String)> {
+    let output = Command::new(binary()?).args(args).stdin(Stdio::null()).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
 }
 
 /// Starts a server that must refuse to run; answers what it said on standard error.

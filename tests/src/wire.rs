@@ -153,11 +153,25 @@ impl Wire {
     /// # Errors
     /// The connection is gone.
     pub fn publish(&mut self, producer_id: u64, sequence_id: u64, payload: &[u8]) -> Result<()> {
+        self.publish_as(producer_id, sequence_id, payload, None)
+    }
+
+    /// Publishes what is announced as a batch of so many messages, whatever the payload is.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn publish_as(
+        &mut self,
+        producer_id: u64,
+        sequence_id: u64,
+        payload: &[u8],
+        announced: Option<i32>,
+    ) -> Result<()> {
         let send = command(Type::Send, |c| {
             c.send = Some(Box::new(wire::CommandSend {
                 producer_id,
                 sequence_id,
-                num_messages: Some(1),
+                num_messages: Some(announced.unwrap_or(1)),
                 ..Default::default()
             }));
         });
@@ -165,6 +179,7 @@ impl Wire {
             producer_name: "wire".to_owned(),
             sequence_id,
             publish_time: 1,
+            num_messages_in_batch: announced,
             ..Default::default()
         };
         let mut out = BytesMut::new();

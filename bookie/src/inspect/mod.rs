@@ -1,7 +1,7 @@
 //! Looking into a store offline: what its files hold, and whether all of it checks. Changes nothing, and works on a damaged store: what
 //! cannot be read is a finding, not an end.
 //!
-//! The store should not be running: a file that is being written may look torn.
+//! The store must not be running: a file that is being written may look torn. Its locks are held meanwhile.
 
 mod journal;
 mod manifest;
@@ -13,7 +13,9 @@ use crate::format::identity::{Format, FormatError, Identity};
 use crate::manifest::Content;
 use crate::store::{Place, places, read_file};
 use geminga_common::disk::Disk;
+use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{BookieId, LedgerId};
+use std::any::Any;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -60,22 +62,71 @@ struct Report<'a> {
     findings: Findings,
 }
 
+/// Why a store could not be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// A process serves from it.
+    #[error(
+        "a running process uses the store in {0}; stop it first, or inspect a copy (snapshot) of the directory"
+    )]
+    InUse(String),
+    /// A newer version wrote it.
+    #[error("the store has format version {0}, newer than this program; use the version that wrote it")]
+    Newer(u32),
+    /// No store lies there.
+    #[error("{0} holds no FORMAT: no store lies there; of a standalone it is DATA-DIR/bookie")]
+    NoStore(String),
+    /// The disk, or whoever takes the report, failed.
+    #[error("{0}; nothing was changed, look at owner, mode and disk")]
+    Io(#[from] io::Error),
+}
+
+impl Coded for InspectError {
+    fn code(&self) -> Code {
+        match self {
+            Self::InUse(_) => Code::DATA_DIRECTORY_LOCKED,
+            Self::Newer(_) => Code::FORMAT_TOO_NEW,
+            Self::NoStore(_) | Self::Io(_) => Code::DATA_DIRECTORY_UNUSABLE,
+        }
+    }
+}
+
+/// Takes the store's locks as far as there are any: whoever runs has them, and whoever would start meanwhile is told. A lock that cannot
+/// be opened for writing (a snapshot, mounted read-only) is nobody's.
+fn lock(disk: &dyn Disk, dirs: &Dirs) -> Result<Vec<Box<dyn Any + Send + Sync>>, InspectError> {
+    let mut held = Vec::new();
+    for dir in std::iter::once(&dirs.data).chain(&dirs.more_data).chain(&dirs.journals) {
+        // Made by none but a start: looking changes nothing.
+        if !disk.list(dir)?.iter().any(|name| name == "LOCK") {
+            continue;
+        }
+        match disk.lock(&dir.join("LOCK")) {
+            Ok(lock) => held.push(lock),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(InspectError::InUse(dir.display().to_string()));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(held)
+}
+
 /// Writes what a store holds to `out` and verifies every checksum in it.
 ///
 /// # Errors
-/// `out` cannot be written, or `FORMAT` is missing or newer. Damage is no error but a finding.
-pub fn inspect(disk: &dyn Disk, dirs: &Dirs, part: Part, out: &mut dyn Write) -> io::Result<Findings> {
+/// See [`InspectError`]. Damage is no error but a finding.
+pub fn inspect(
+    disk: &dyn Disk,
+    dirs: &Dirs,
+    part: Part,
+    out: &mut dyn Write,
+) -> Result<Findings, InspectError> {
+    let _locks = lock(disk, dirs)?;
     let format = match read_file(disk, &dirs.data.join("FORMAT"))?.map(|bytes| Format::decode(&bytes)) {
         Some(Ok(format)) => Some(format),
         Some(Err(FormatError::Damaged)) => None,
-        Some(Err(FormatError::Newer(version))) => {
-            let text = format!("the store has format version {version}, newer than this program");
-            return Err(io::Error::other(text));
-        }
-        None => {
-            let text = format!("{} holds no FORMAT: no store lies there", dirs.data.display());
-            return Err(io::Error::new(io::ErrorKind::NotFound, text));
-        }
+        Some(Err(FormatError::Newer(version))) => return Err(InspectError::Newer(version)),
+        None => return Err(InspectError::NoStore(dirs.data.display().to_string())),
     };
     let mut report = Report { disk, part, out, findings: Vec::new() };
     let id = match &format {

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use geminga_common::metadata::{LeaseId, MetaError, MetadataStore, Op, Txn};
+use geminga_common::retry::Reminders;
 use geminga_common::tasks::{OnFailure, TaskGroup};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ impl Liveness {
 impl Keeper {
     async fn keep(&self, end: &CancellationToken) {
         let mut lease = None;
+        let mut trouble: Option<(tokio::time::Instant, Reminders)> = None;
         loop {
             let kept = tokio::select! {
                 kept = self.renew(lease) => kept,
@@ -64,10 +66,17 @@ impl Keeper {
             let pause = match kept {
                 Ok(kept) => {
                     lease = Some(kept);
+                    if let Some((since, _)) = trouble.take() {
+                        tracing::info!(key = self.key, after = ?since.elapsed(), "lease renewed again");
+                    }
                     self.ttl / 3
                 }
                 Err(error) => {
-                    tracing::warn!(key = self.key, %error, "lease not renewed, trying again");
+                    let (since, reminders) =
+                        trouble.get_or_insert_with(|| (tokio::time::Instant::now(), Reminders::default()));
+                    if reminders.due(since.elapsed()) {
+                        tracing::warn!(key = self.key, %error, since = ?since.elapsed(), "lease not renewed, trying again");
+                    }
                     if matches!(error, MetaError::LeaseGone(_)) {
                         lease = None;
                     }

@@ -117,12 +117,7 @@ pub enum NodeError {
 impl Coded for NodeError {
     fn code(&self) -> Code {
         match self {
-            Self::Open(OpenError::Config(_)) => Code::CONFIG_INVALID,
-            Self::Open(OpenError::InUse) => Code::DATA_DIRECTORY_LOCKED,
-            Self::Open(OpenError::Newer(_)) => Code::FORMAT_TOO_NEW,
-            Self::Open(OpenError::OtherCluster(_)) => Code::DATA_DIRECTORY_FOREIGN,
-            Self::Open(OpenError::Format) => Code::DATA_LOSS,
-            Self::Open(_) => Code::DATA_DIRECTORY_UNUSABLE,
+            Self::Open(error) => error.code(),
             Self::Listen { .. } => Code::PORT_IN_USE,
             Self::NameTaken(_) => Code::BOOKIE_NAME_TAKEN,
             Self::Retired(_) => Code::BOOKIE_RETIRED,

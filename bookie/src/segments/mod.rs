@@ -48,11 +48,14 @@ pub(crate) struct Damaged;
 
 pub(crate) struct Segment {
     pub(crate) row: SegmentRow,
+    path: PathBuf,
     file: Option<Arc<dyn DiskFile>>,
     footer: OnceLock<Result<Footer, Damaged>>,
     /// Offsets of blocks that did not check, and whether there are any.
     bad: Mutex<BTreeSet<u64>>,
     has_bad: AtomicBool,
+    /// Offsets of what readers met and the log has named.
+    named: Mutex<BTreeSet<u64>>,
     /// As in the row, but as of now.
     pub(crate) live: AtomicU64,
     pub(crate) punch_due: AtomicBool,
@@ -80,11 +83,13 @@ pub(crate) fn id_of(name: &str) -> Option<u64> {
 impl Segment {
     /// A segment whose file may be unreadable: that shows when it is asked.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path, row: SegmentRow) -> Self {
-        Self::of(disk.open(&path(dir, row.id), OpenMode::Read).ok(), row)
+        let path = path(dir, row.id);
+        Self::of(disk.open(&path, OpenMode::Read).ok(), path, row)
     }
 
-    fn of(file: Option<Arc<dyn DiskFile>>, row: SegmentRow) -> Self {
+    fn of(file: Option<Arc<dyn DiskFile>>, path: PathBuf, row: SegmentRow) -> Self {
         Self {
+            path,
             live: AtomicU64::new(row.live),
             punch_due: AtomicBool::new(row.punch_due),
             row,
@@ -92,6 +97,7 @@ impl Segment {
             footer: OnceLock::new(),
             bad: Mutex::default(),
             has_bad: AtomicBool::new(false),
+            named: Mutex::default(),
             punched_to: AtomicU64::new(0),
             unmergeable: AtomicBool::new(false),
         }
@@ -113,6 +119,23 @@ impl Segment {
 
     pub(crate) fn is_bad(&self, offset: u64) -> bool {
         self.has_bad.load(Ordering::Acquire) && self.bad.lock().contains(&offset)
+    }
+
+    /// Its file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names a block that a reader met and that does not check, once. The reader may have been unlucky: to mark it for good is the
+    /// scrub's to do.
+    fn name(&self, offset: u64, ledger: LedgerId, first: EntryId) {
+        if self.named.lock().insert(offset) {
+            let file = self.path.display();
+            tracing::warn!(
+                %file, offset, %ledger, entry = %first,
+                "a block does not check: what it holds cannot be read here until repair or a copy brings it back"
+            );
+        }
     }
 
     /// Blocks that did not check.
@@ -153,7 +176,14 @@ impl Segment {
     }
 
     pub(crate) fn footer(&self) -> Result<&Footer, Damaged> {
-        self.footer.get_or_init(|| self.load().ok_or(Damaged)).as_ref().map_err(|damaged| *damaged)
+        let load = || {
+            let footer = self.load();
+            if footer.is_none() {
+                tracing::warn!(file = %self.path.display(), "a segment's footer does not check: nothing in it can be read");
+            }
+            footer.ok_or(Damaged)
+        };
+        self.footer.get_or_init(load).as_ref().map_err(|damaged| *damaged)
     }
 
     /// Whether the footer was looked at and does not check.
@@ -201,12 +231,16 @@ impl Segment {
             let piece = match piece {
                 Ok(piece) => piece,
                 Err(_) if !out.is_empty() => return Ok(out),
-                Err(damaged) => return Err(damaged),
+                Err(damaged) => {
+                    self.name(blocks[at].offset, ledger, first);
+                    return Err(damaged);
+                }
             };
             for (number, block) in piece.iter().enumerate() {
                 let place = &blocks[at + number];
                 let opened = format::open_block(block, self.row.id, place.offset);
                 let Some(entries) = opened.filter(|_| !self.is_bad(place.offset)) else {
+                    self.name(place.offset, ledger, first);
                     return if out.is_empty() { Err(Damaged) } else { Ok(out) };
                 };
                 for item in entries {
@@ -352,7 +386,8 @@ mod tests {
         };
         let ledgers = LedgerId(1)..=LedgerId(2);
         let row = SegmentRow { id: 1, len: 0, footer: 0, ledgers, live: 0, punch_due: false, small: false };
-        let segment = Segment { footer: OnceLock::from(Ok(footer)), ..Segment::of(None, row) };
+        let segment =
+            Segment { footer: OnceLock::from(Ok(footer)), ..Segment::of(None, PathBuf::new(), row) };
         let set = SegmentSet { all: vec![Arc::new(segment)] };
         let to = |ledger, id| set.unreadable_to(LedgerId(ledger), EntryId(id)).0;
         assert_eq!((to(1, 0), to(1, 3), to(1, 4), to(1, 9)), (3, 3, 9, 9));

@@ -24,7 +24,7 @@ pub(crate) use files::read_file;
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
 use geminga_common::ids::Incarnation;
-pub use open::OpenError;
+pub use open::{OpenError, Whose, whose};
 pub(crate) use open::{Place, open_all, places};
 use parking_lot::Mutex;
 pub(crate) use promote::promote;

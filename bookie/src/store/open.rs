@@ -15,6 +15,7 @@ use crate::shard::{JournalFile, Ledger, Shard, Status};
 use crate::{Config, ConfigError, journal};
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
+use geminga_common::error::{Code, Coded};
 use geminga_common::ids::Incarnation;
 use geminga_common::rng::Rng;
 use parking_lot::Mutex;
@@ -30,20 +31,23 @@ pub enum OpenError {
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
     /// Another process has it open.
-    #[error("the store is in use by another process")]
+    #[error("the store is in use by another process; stop that one first")]
     InUse,
     /// A newer version wrote it; nothing was changed.
-    #[error("the store has format version {0}, newer than this program")]
+    #[error("the store has format version {0}, newer than this program; start the version that wrote it")]
     Newer(u32),
     /// It belongs to another cluster; nothing was changed.
-    #[error("the store belongs to cluster {0}")]
+    #[error("the store belongs to cluster {0}; correct the cluster's name, or pass another data directory")]
     OtherCluster(String),
     /// The format file is damaged, or missing beside data; nothing was changed.
-    #[error("the store's FORMAT file is damaged or missing")]
+    #[error(
+        "the file FORMAT is damaged, or missing beside data; put it back from a copy, nothing was changed"
+    )]
     Format,
     /// It was made with other numbers of shards or directories; nothing was changed.
     #[error(
-        "the store was made with {shards} shards in {data_dirs} data and {journal_dirs} journal directories"
+        "the store was made with {shards} shards in {data_dirs} data and {journal_dirs} journal directories; \
+         set shards, more_data_dirs and journal_dirs to that"
     )]
     Layout {
         /// Shards it has.
@@ -63,9 +67,31 @@ pub enum OpenError {
 
 fn describe(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => "the file system is mounted read-only".to_owned(),
-        io::ErrorKind::StorageFull => "the file system is full: make room and start again".to_owned(),
-        _ => format!("disk: {error}"),
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("the file system is mounted read-only ({error}); mount it for writing and start again")
+        }
+        io::ErrorKind::StorageFull => {
+            format!("the file system is full ({error}); make room and start again")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("permission is denied ({error}); look at owner, mode and attributes (lsattr)")
+        }
+        _ => format!("the disk failed ({error}); look at the system's log"),
+    }
+}
+
+impl Coded for OpenError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Config(_) | Self::Layout { .. } => Code::CONFIG_INVALID,
+            Self::InUse => Code::DATA_DIRECTORY_LOCKED,
+            Self::Newer(_) => Code::FORMAT_TOO_NEW,
+            Self::OtherCluster(_) => Code::DATA_DIRECTORY_FOREIGN,
+            Self::Format => Code::DATA_LOSS,
+            Self::Disk(error) if error.kind() == io::ErrorKind::StorageFull => Code::DISK_FULL,
+            Self::Disk(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Code::READ_ONLY_DISK,
+            Self::Disk(_) | Self::NotLost => Code::DATA_DIRECTORY_UNUSABLE,
+        }
     }
 }
 
@@ -94,6 +120,49 @@ pub(crate) fn places(config: &Config) -> Vec<Place> {
         Place { data_dir, journal_dir, shard, shards: config.shards }
     };
     (0..config.shards).map(place).collect()
+}
+
+/// What lies in the directories of a store, seen from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whose {
+    /// No store, or one whose formatting was never finished.
+    Nothing,
+    /// A store that says so much of itself.
+    Store {
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Starts so far.
+        boot: u64,
+    },
+    /// Something that opening it will say more about.
+    Damaged,
+}
+
+/// Looks whose store lies there, without taking its lock and without changing anything.
+///
+/// # Errors
+/// Those of the disk; a directory that is not there is none.
+pub fn whose(config: &Config, disk: &dyn Disk) -> io::Result<Whose> {
+    let names = |dir: &Path| match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    };
+    let places = places(config);
+    let mut there = names(&config.data_dir)?.iter().any(|name| name == "FORMAT");
+    for place in &places {
+        there |= names(&place.data_dir)?.iter().any(|name| name == "manifest.redb");
+    }
+    if !there {
+        return Ok(Whose::Nothing);
+    }
+    // The data directory's is written first: it is the newer one.
+    for dir in [&places[0].data_dir, &places[0].journal_dir] {
+        let bytes = read_file(disk, &dir.join("IDENTITY"))?;
+        if let Some(Identity { incarnation, boot, .. }) = bytes.and_then(|bytes| Identity::decode(&bytes)) {
+            return Ok(Whose::Store { incarnation, boot });
+        }
+    }
+    Ok(Whose::Damaged)
 }
 
 /// Opens all shards of a store, formatting a blank one. If one has lost something, none proves absence or takes anything.

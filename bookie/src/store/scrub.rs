@@ -88,7 +88,7 @@ impl Store {
             let bad: Vec<BadBlock> = bad.into_iter().map(|(_, block)| block).collect();
             for block in &bad {
                 tracing::error!(
-                    segment = block.segment,
+                    file = %segment.path().display(),
                     offset = block.offset,
                     "a block does not check any more"
                 );

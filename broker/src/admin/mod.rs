@@ -119,9 +119,13 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
             | TopicError::IncompatibleSchema(_),
             _,
         ) => ApiError::Precondition(text),
-        (TopicError::SubscriptionNotFound(_) | TopicError::Persistence(_) | TopicError::Metadata(_), _) => {
-            ApiError::Internal(text)
-        }
+        (
+            TopicError::SubscriptionNotFound(_)
+            | TopicError::Persistence(_)
+            | TopicError::DiskFull(_)
+            | TopicError::Metadata(_),
+            _,
+        ) => ApiError::Internal(text),
     }
 }
 

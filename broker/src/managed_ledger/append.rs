@@ -163,7 +163,8 @@ impl ManagedLedger {
         if self.life == Life::Dead {
             return;
         }
-        tracing::warn!(topic = %self.topic.as_str(), %reason, "managed ledger poisoned");
+        // For the log the topic's owner, who is told, says it, with what follows.
+        tracing::debug!(topic = %self.topic.as_str(), %reason, "managed ledger poisoned");
         self.life = Life::Dead;
         let error = match &reason {
             PoisonReason::Writer(error) => AppendFailure::Writer(error.clone()),

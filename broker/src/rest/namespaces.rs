@@ -191,7 +191,11 @@ async fn list_topics(rest: &Rest, req: &Req, name: &NamespaceName) -> Answer {
         "PERSISTENT" => DomainMode::Persistent,
         "NON_PERSISTENT" => DomainMode::NonPersistent,
         "ALL" => DomainMode::All,
-        other => return Err(RestError::not_found(format!("'{other}' is no listing mode"))),
+        other => {
+            return Err(RestError::not_found(format!(
+                "'{other}' is no value of mode; there are PERSISTENT, NON_PERSISTENT and ALL"
+            )));
+        }
     };
     ok(&all_topics(rest, name, mode).await?)
 }
@@ -281,7 +285,9 @@ pub(super) fn quota_type(req: &Req) -> Result<BacklogQuotaType, RestError> {
     match req.query("backlogQuotaType").unwrap_or("destination_storage") {
         "destination_storage" => Ok(BacklogQuotaType::DestinationStorage),
         "message_age" => Ok(BacklogQuotaType::MessageAge),
-        other => Err(RestError::not_found(format!("'{other}' is no backlog quota type"))),
+        other => Err(RestError::not_found(format!(
+            "'{other}' is no value of backlogQuotaType; there are destination_storage and message_age"
+        ))),
     }
 }
 

@@ -67,7 +67,7 @@ async fn create(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
         let properties = value.get("properties").filter(|p| !p.is_null()).cloned();
         (count, properties.map(typed).transpose()?.unwrap_or_default())
     } else {
-        let wrong = || RestError::bad_json(format!("{value} is not a whole number"));
+        let wrong = || RestError::bad(format!("{value} is not a whole number"));
         (lenient::integer(&value).ok_or_else(wrong)?, Default::default())
     };
     if topic.partition_index().is_some() {

@@ -184,7 +184,7 @@ fn with_field<T: Serialize + DeserializeOwned>(
 
 fn check(rule: Check, value: &Value) -> Result<(), RestError> {
     let number = |value: &Value| {
-        lenient::integer(value).ok_or_else(|| RestError::bad_json(format!("{value} is not a whole number")))
+        lenient::integer(value).ok_or_else(|| RestError::bad(format!("{value} is not a whole number")))
     };
     let field = |name: &str| value.get(name).map_or(Ok(0), number);
     match rule {
@@ -267,7 +267,7 @@ fn fits(policies: &Policies, row: &Row, value: &Value) -> Result<(), RestError> 
         return Ok(());
     }
     let changed = with_field::<Policies>(policies, row.field, Some(value.clone()));
-    changed.map(drop).map_err(|error| RestError::bad_json(error.to_string()))
+    changed.map(drop).map_err(|error| RestError::bad(error.to_string()))
 }
 
 /// Whether a value says what holds anyway for a policy that is not enforced: off.
@@ -377,7 +377,7 @@ async fn set_field(rest: &Rest, name: &NamespaceName, row: &'static Row, value: 
     });
     let outcome = outcome.await;
     if let Some(wrong) = wrong {
-        return Err(RestError::bad_json(wrong));
+        return Err(RestError::bad(wrong));
     }
     outcome?;
     done()
@@ -437,7 +437,7 @@ async fn topic_row(rest: &Rest, req: &Req, topic: &TopicName, row: &'static Row)
     });
     let outcome = outcome.await;
     if let Some(wrong) = wrong {
-        return Err(RestError::bad_json(wrong));
+        return Err(RestError::bad(wrong));
     }
     outcome?;
     done()

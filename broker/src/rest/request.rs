@@ -41,6 +41,9 @@ impl Req {
         let (parts, body) = request.into_parts();
         // Doubled slashes are let through: the Go client's tests send them, and Pulsar's container drops them too.
         let segments = parts.uri.path().split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        if parts.uri.path().contains("%00") {
+            return Err(RestError::bad("a path must not hold %00"));
+        }
         let trailing_slash = parts.uri.path().ends_with('/');
         let mut query = BTreeMap::new();
         for pair in parts.uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
@@ -92,8 +95,8 @@ impl Req {
                 "the body must be application/json",
             ));
         }
-        let value: Value =
-            serde_json::from_slice(&self.body).map_err(|e| RestError::bad_json(e.to_string()))?;
+        let value: Value = serde_json::from_slice(&self.body)
+            .map_err(|e| RestError::bad(format!("the body is no JSON: {e}")))?;
         Ok(if value.is_null() { None } else { Some(value) })
     }
 
@@ -108,7 +111,8 @@ impl Req {
     /// As [`Self::json_required`], for the one body that clients also send as plain text: a partition count.
     pub(super) fn json_even_as_text(&self) -> Result<Value, RestError> {
         if self.content_type().starts_with("text/plain") && !self.body.is_empty() {
-            return serde_json::from_slice(&self.body).map_err(|e| RestError::bad_json(e.to_string()));
+            return serde_json::from_slice(&self.body)
+                .map_err(|e| RestError::bad(format!("the body is no JSON: {e}")));
         }
         self.json_required()
     }
@@ -121,7 +125,7 @@ impl Req {
     /// The body as an integer.
     pub(super) fn integer(&self) -> Result<i64, RestError> {
         let value = self.json_required()?;
-        lenient::integer(&value).ok_or_else(|| RestError::bad_json(format!("{value} is not a whole number")))
+        lenient::integer(&value).ok_or_else(|| RestError::bad(format!("{value} is not a whole number")))
     }
 
     /// The body as a map of texts; empty when there is none.
@@ -139,13 +143,13 @@ impl Req {
             Value::String(text) => match text.as_str() {
                 "earliest" => Ok(Some((Target::Earliest, BTreeMap::new()))),
                 "latest" => Ok(Some((Target::Latest, BTreeMap::new()))),
-                other => Err(RestError::bad_json(format!(
+                other => Err(RestError::bad(format!(
                     "Invalid value {other} for the position. Allowed values are [latest, earliest]"
                 ))),
             },
             Value::Object(map) => {
                 let number = |name: &str| map.get(name).map_or(Some(0), lenient::integer);
-                let wrong = || RestError::bad_json("the body is not a message id");
+                let wrong = || RestError::bad("the body is not a message id");
                 let (ledger, entry) =
                     (number("ledgerId").ok_or_else(wrong)?, number("entryId").ok_or_else(wrong)?);
                 let properties = match map.get("properties") {
@@ -171,14 +175,14 @@ impl Req {
                 };
                 Ok(Some((target, properties)))
             }
-            other => Err(RestError::bad_json(format!("{other} is not a message id"))),
+            other => Err(RestError::bad(format!("{other} is not a message id"))),
         }
     }
 }
 
 /// A JSON value read into a type.
 pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, RestError> {
-    serde_json::from_value(value).map_err(|error| RestError::bad_json(error.to_string()))
+    serde_json::from_value(value).map_err(|error| RestError::bad(format!("the body does not fit: {error}")))
 }
 
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, RestError> {
@@ -196,11 +200,12 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, RestError> 
 
 pub(super) fn tenant_of(text: &str) -> Result<TenantName, RestError> {
     let decoded = percent_decode(text).unwrap_or_default();
-    TenantName::parse(&decoded).map_err(|_| RestError::precondition("Tenant name is not valid"))
+    TenantName::parse(&decoded)
+        .map_err(|error| RestError::precondition(format!("Tenant name is not valid: {error}")))
 }
 
 pub(super) fn namespace_of(tenant: &str, local: &str) -> Result<NamespaceName, RestError> {
-    let wrong = |_| RestError::precondition("Namespace name is not valid");
+    let wrong = |error| RestError::precondition(format!("Namespace name is not valid: {error}"));
     let (tenant, local) =
         (percent_decode(tenant).unwrap_or_default(), percent_decode(local).unwrap_or_default());
     NamespaceName::new(TenantName::parse(&tenant).map_err(wrong)?, &local).map_err(wrong)
@@ -217,7 +222,8 @@ pub(super) fn topic_of(
 ) -> Result<TopicName, RestError> {
     let wrong = || RestError::precondition("Topic name is not valid");
     let local = form_decode(encoded).ok_or_else(wrong)?;
-    TopicName::new(domain, namespace, &local).map_err(|_| wrong())
+    TopicName::new(domain, namespace, &local)
+        .map_err(|error| RestError::precondition(format!("Topic name is not valid: {error}")))
 }
 
 pub(super) fn subscription_of(encoded: &str) -> Result<SubscriptionName, RestError> {

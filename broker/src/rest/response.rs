@@ -21,18 +21,13 @@ pub struct RestError {
     pub reason: String,
     /// HTTP service URL of the broker to ask instead; the path stays the same.
     pub elsewhere: Option<String>,
-    plain: bool,
 }
 
 impl RestError {
     /// An error with the body `{"reason":…}`.
     #[must_use]
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), elsewhere: None, plain: false }
-    }
-
-    pub(super) fn bad_json(reason: impl Into<String>) -> Self {
-        Self { plain: true, ..Self::bad(reason) }
+        Self { status, reason: reason.into(), elsewhere: None }
     }
 
     pub(super) fn bad(reason: impl Into<String>) -> Self {
@@ -62,9 +57,6 @@ impl RestError {
     pub(super) fn into_response(self) -> Response<Body> {
         if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
             tracing::warn!(status = self.status.as_u16(), reason = %self.reason, "rest request failed");
-        }
-        if self.plain {
-            return with_type(self.status, "text/plain", self.reason);
         }
         with_type(self.status, "application/json", json!({ "reason": self.reason }).to_string())
     }
@@ -202,9 +194,10 @@ impl From<NameError> for RestError {
     fn from(error: NameError) -> Self {
         Self::precondition(match error {
             NameError::EmptyTenant => "Tenant name is not valid".to_owned(),
-            NameError::ForbiddenCharacter(..) | NameError::EmptyNamespace | NameError::EntityTooLong(_) => {
-                format!("Namespace name is not valid: {error}")
-            }
+            NameError::ForbiddenCharacter(..)
+            | NameError::PathStep(_)
+            | NameError::EmptyNamespace
+            | NameError::EntityTooLong(_) => format!("Namespace name is not valid: {error}"),
             other => format!("Topic name is not valid: {other}"),
         })
     }

@@ -56,7 +56,8 @@ async fn one(rest: &Rest, req: &Req, topic: &TopicName, name: &SubscriptionName,
         }
         (&Method::POST, ["skip", count]) => {
             plain_only(rest, topic, "Skip messages on a partitioned topic is not allowed")?;
-            let count: i64 = number(count)?;
+            // Below 0 nothing is skipped, beyond 32 bits is another path: both as Pulsar has it.
+            let count: i32 = number(count)?;
             found(rest, topic, name, rest.broker.skip(topic, name, u64::try_from(count).unwrap_or(0)).await)?;
             done()
         }

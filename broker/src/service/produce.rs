@@ -46,17 +46,22 @@ impl Connection {
     pub(super) fn send(&mut self, frame: Frame) -> Result<(), End> {
         let send = decode_send(&frame.command).map_err(|_| End::Violation("malformed SEND"))?;
         let id = ProducerId(send.producer_id);
-        if let Err(refused) = check(&send, &frame.rest) {
-            // The producer must exist all the same: an unknown one is a violation, whatever it sends.
-            self.route(id)?;
-            respond::send_error(&self.peer, id, send.sequence_id, refused.0, refused.1);
-            return Ok(());
-        }
+        let members_max = match check(&send, &frame.rest) {
+            Ok(members_max) => members_max,
+            Err(refused) => {
+                // The producer must exist all the same: an unknown one is a violation, whatever it sends.
+                self.route(id)?;
+                respond::send_error(&self.peer, id, send.sequence_id, refused.0, refused.1);
+                return Ok(());
+            }
+        };
         let bytes = frame.rest.len() + SEND_OVERHEAD;
         let send = Send {
             sequence_id: send.sequence_id,
             highest_sequence_id: send.highest_sequence_id,
-            messages: u32::try_from(send.num_messages).unwrap_or(1).max(1),
+            // Permits, limits on what is unacknowledged and message indexes are counted by it. A number that the bytes cannot hold would
+            // take them from everybody who shares the subscription.
+            messages: u32::try_from(send.num_messages).unwrap_or(1).clamp(1, members_max),
             payload: frame.rest,
             chunk: send.is_chunk,
         };
@@ -90,8 +95,8 @@ impl Connection {
     }
 }
 
-/// What can be refused before the topic sees it.
-fn check(send: &decode::Send, rest: &Bytes) -> Result<(), (ServerError, &'static str)> {
+/// What can be refused before the topic sees it; answers how many messages the entry may hold.
+fn check(send: &decode::Send, rest: &Bytes) -> Result<u32, (ServerError, &'static str)> {
     let parts = parse_payload(rest.clone())
         .map_err(|_| (ServerError::MetadataError, "the message's frame cannot be read; it was not stored"))?;
     if parts.verify_checksum().is_err() {
@@ -100,9 +105,9 @@ fn check(send: &decode::Send, rest: &Bytes) -> Result<(), (ServerError, &'static
     if parts.broker_entry().is_some() {
         return Err((ServerError::NotAllowedError, "broker entry metadata is the broker's to set"));
     }
-    if MetadataView::parse(parts.metadata()).is_err() {
-        return Err((ServerError::MetadataError, "the message's metadata cannot be read; it was not stored"));
-    }
+    let view = MetadataView::parse(parts.metadata()).map_err(|_| {
+        (ServerError::MetadataError, "the message's metadata cannot be read; it was not stored")
+    })?;
     if send.txnid_least_bits.unwrap_or(0) != 0 || send.txnid_most_bits.unwrap_or(0) != 0 {
         return Err((ServerError::NotAllowedError, "transactions are not enabled on this broker"));
     }
@@ -112,7 +117,7 @@ fn check(send: &decode::Send, rest: &Bytes) -> Result<(), (ServerError, &'static
             "only a shadow topic takes messages with an id of their own",
         ));
     }
-    Ok(())
+    Ok(view.members_max(parts.payload().len()))
 }
 
 /// PRODUCER.
@@ -162,6 +167,10 @@ async fn create(
     let (id, request) = (ProducerId(command.producer_id), RequestId(command.request_id));
     let name =
         TopicName::parse(&command.topic).map_err(|error| TopicError::InvalidName(error.to_string()))?;
+    // Before the topic is opened: opening it again and again is what is to be spared.
+    if let Some(left) = broker.setbacks.lock().left(&name, broker.clock.mono()) {
+        return Err(TopicError::DiskFull(left));
+    }
     let topic = broker.topic(&name, true).await?;
     let schema_version = match &command.schema {
         Some(schema) => super::schemas::add(broker, &name, schema).await?,

@@ -26,6 +26,8 @@ pub(crate) struct LifecycleFigures {
     pub(crate) oldest_ms: Option<u64>,
     /// Why producers are kept out.
     pub(crate) exceeded: Option<Exceeded>,
+    /// Whether the last that was heard of its disk is that it is full.
+    pub(crate) disk_full: bool,
     /// Whether the publish rate holds connections up.
     pub(crate) throttled: bool,
     /// How often it did.
@@ -35,7 +37,8 @@ pub(crate) struct LifecycleFigures {
 impl LifecycleFigures {
     /// The name of what keeps messages out, if something does.
     pub(crate) fn publish_wait(&self) -> Option<&'static str> {
-        self.exceeded.map(Exceeded::name).or(self.throttled.then_some("publish_rate"))
+        let full = self.disk_full.then_some("disk_full");
+        full.or(self.exceeded.map(Exceeded::name)).or(self.throttled.then_some("publish_rate"))
     }
 }
 
@@ -183,6 +186,7 @@ impl Worker {
             age_limit_ms: limit(self.rules.age),
             oldest_ms: self.lifecycle.oldest_ms(),
             exceeded: self.lifecycle.exceeded(),
+            disk_full: self.setback,
             throttled: self.throttle.as_ref().is_some_and(|t| t.is_holding(self.broker.clock.mono())),
             throttled_times: self.throttle.as_ref().map_or(0, Throttle::times),
         }

@@ -52,6 +52,9 @@ pub(crate) enum TopicError {
     /// The ledger could not take or give entries.
     #[error("storage: {0}")]
     Persistence(String),
+    /// The disk is full: producers are kept out for so long.
+    #[error("{}: the store's disk is full; make room, and try again in {} ms", geminga_common::error::Code::DISK_FULL, .0.as_millis())]
+    DiskFull(std::time::Duration),
     /// Metadata could not be read or written.
     #[error("metadata: {0}")]
     Metadata(String),

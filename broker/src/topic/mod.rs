@@ -35,6 +35,7 @@ pub(crate) mod outbox;
 pub(crate) mod peer;
 mod producers;
 mod requests;
+pub(crate) mod setbacks;
 mod subscription;
 mod throttle;
 pub(crate) mod worker;

@@ -285,5 +285,6 @@ pub(super) fn mark_delete(floor: Position, ledger: &ml::ManagedLedger) -> (u64, 
 fn batch_index(entry: &ReadEntry) -> Option<i32> {
     let parts = parse_payload(entry.entry.payload.clone()).ok()?;
     let view = MetadataView::parse(parts.metadata()).ok()?;
-    view.num_messages_in_batch.map(|n| n - 1)
+    // Stored as it was sent, whatever number its sender wrote.
+    view.num_messages_in_batch.filter(|n| *n > 0).map(|n| n - 1)
 }

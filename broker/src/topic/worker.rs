@@ -139,6 +139,8 @@ pub(crate) struct Worker {
     ending: Ending,
     ledger_closed: bool,
     ticked: Mono,
+    /// The topic was closed for a full disk, and nothing has been stored since.
+    pub(super) setback: bool,
     /// A subscription used up its rounds: the next turn comes unasked.
     pub(super) unfinished: bool,
     inbox: Inbox<Message>,
@@ -151,6 +153,7 @@ impl Worker {
         let shape = TopicShape { name: name.to_string(), partition: name.partition_index() };
         let rules = parts.broker.lifecycle_rules(&name);
         let now = parts.broker.clock.mono();
+        let setback = parts.broker.setbacks.lock().has(&name);
         let mut worker = Self {
             partition: name.partition_index().map_or(-1, |n| n as i32),
             producers: Producers::new(parts.ledger.topic_epoch()),
@@ -181,6 +184,7 @@ impl Worker {
             ending: Ending::None,
             ledger_closed: false,
             ticked: Mono::ZERO,
+            setback,
             unfinished: false,
             inbox: parts.inbox,
         };
@@ -366,7 +370,10 @@ impl Worker {
 
     pub(super) fn output(&mut self, output: ml::Output) {
         match output {
-            ml::Output::Appended { first, count } => self.receipts(first, count),
+            ml::Output::Appended { first, count } => {
+                self.setback_over();
+                self.receipts(first, count);
+            }
             ml::Output::AppendFailed { count, error } => self.append_failed(count, &error),
             ml::Output::Read { token, result } => self.read_done(token, result),
             ml::Output::Found { token, result } => self.found(token, result),
@@ -380,8 +387,10 @@ impl Worker {
                 tracing::debug!(topic = %self.name, %first, ledgers, "consumed ledgers were let go");
             }
             ml::Output::Poisoned(reason) => {
-                if reason == ml::PoisonReason::RecordLost {
-                    self.broker.doubt(&self.name);
+                match reason {
+                    ml::PoisonReason::RecordLost => self.broker.doubt(&self.name),
+                    ml::PoisonReason::Writer(AppendError::DiskFull) => return self.disk_full(),
+                    _ => {}
                 }
                 self.lose(&TopicError::Persistence(reason.to_string()));
             }
@@ -463,6 +472,32 @@ impl Worker {
         tracing::warn!(topic = %self.name, %why, "topic is closed and will be opened again on demand");
         self.send_away();
         self.end();
+    }
+
+    /// As [`Self::lose`], for a reason that the next owner would meet again at once.
+    fn disk_full(&mut self) {
+        let failure = self.broker.setbacks.lock().failed(&self.name, self.broker.clock.mono());
+        let (since, pause) = (failure.since, failure.pause);
+        if failure.speak {
+            tracing::warn!(
+                topic = %self.name, ?since, ?pause,
+                "the store's disk is full: the topic takes no messages, its producers are kept out for a while; make room"
+            );
+        } else {
+            tracing::debug!(topic = %self.name, ?since, ?pause, "the store's disk is still full");
+        }
+        self.send_away();
+        self.end();
+    }
+
+    /// A message is on stable storage: so there is room.
+    fn setback_over(&mut self) {
+        if !std::mem::take(&mut self.setback) {
+            return;
+        }
+        if let Some(after) = self.broker.setbacks.lock().over(&self.name, self.broker.clock.mono()) {
+            tracing::info!(topic = %self.name, ?after, "the topic takes messages again");
+        }
     }
 
     /// Leaves this broker in order: no new work, acks written, the ledger closed.

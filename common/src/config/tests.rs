@@ -83,11 +83,17 @@ fn unknown_keys_are_errors_that_help() {
     let error = try_load("[standalone]\npulsar_prot = 1", &[], "").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "unknown key 'pulsar_prot' in the configuration file; did you mean 'pulsar_port'?"
+        "unknown key 'standalone.pulsar_prot' in the configuration file; did you mean 'standalone.pulsar_port'?"
     );
     assert_eq!(error.code(), Code::CONFIG_UNKNOWN_KEY);
     let error = try_load("[standalone.journal]\nfile = 1", &[], "").unwrap_err();
-    assert!(error.to_string().contains("'journal.files'"), "{error}");
+    assert!(error.to_string().contains("'standalone.journal.files'"), "{error}");
+    let error = try_load("[standalone.jurnal]\nfiles = 1", &[], "").unwrap_err();
+    assert!(
+        error.to_string().contains("'standalone.jurnal'")
+            && error.to_string().contains("'standalone.journal'"),
+        "{error}"
+    );
     let error = try_load("", &[("GEMINGA_STANDALONE_PULSARPORT", "1")], "").unwrap_err();
     assert!(error.to_string().contains("did you mean 'GEMINGA_STANDALONE_PULSAR_PORT'?"), "{error}");
     let error = try_load("[standalone]\nquite_another_thing = 1", &[], "").unwrap_err();
@@ -113,7 +119,11 @@ fn bad_values_name_their_key() {
     }
     assert!(try_load("[standalone]\njournal = 3", &[], "").unwrap_err().to_string().contains("journal"));
     assert!(try_load("standalone = 3", &[], "").is_err());
-    assert_eq!(try_load("[standalone", &[], "").unwrap_err().code(), Code::CONFIG_UNREADABLE);
+    let error = try_load("[standalone]\ndata_dir = 'x'\n[standalone", &[], "").unwrap_err();
+    assert_eq!(error.code(), Code::CONFIG_UNREADABLE);
+    let text = error.to_string();
+    assert!(text.contains("line 3") && !text.contains('\n'), "{text}");
+    assert!(error.is_in_file());
 }
 
 #[test]

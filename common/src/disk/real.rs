@@ -46,6 +46,11 @@ impl RealDisk {
     }
 }
 
+/// The system's errors do not say which file they are about; people have to know.
+fn named<T>(path: &Path, outcome: io::Result<T>) -> io::Result<T> {
+    outcome.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
 struct RealFile {
     file: File,
     aligned: bool,
@@ -67,13 +72,13 @@ fn open_direct(path: &Path, write: bool, flags: u32) -> io::Result<File> {
 
 impl Disk for RealDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        named(path, std::fs::create_dir_all(path))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(dir)? {
-            let name = entry?.file_name().into_string();
+        for entry in named(dir, std::fs::read_dir(dir))? {
+            let name = named(dir, entry)?.file_name().into_string();
             let foreign =
                 |name| io::Error::new(io::ErrorKind::InvalidData, format!("foreign file name {name:?}"));
             names.push(name.map_err(foreign)?);
@@ -84,33 +89,35 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let file = match mode {
-            OpenMode::Read => open_flagged(path, false, 0)?,
-            OpenMode::ReadWrite => open_flagged(path, true, 0)?,
-            OpenMode::CreateNew => OpenOptions::new().read(true).write(true).create_new(true).open(path)?,
-            OpenMode::CreateDirect => {
-                drop(OpenOptions::new().write(true).create_new(true).open(path)?);
-                open_direct(path, true, 0)?
-            }
-            OpenMode::JournalDirect => open_direct(path, true, DSYNC)?,
-            OpenMode::ReadDirect => open_direct(path, false, 0)?,
+            OpenMode::Read => open_flagged(path, false, 0),
+            OpenMode::ReadWrite => open_flagged(path, true, 0),
+            OpenMode::CreateNew => OpenOptions::new().read(true).write(true).create_new(true).open(path),
+            OpenMode::CreateDirect => OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(path)
+                .and_then(|_| open_direct(path, true, 0)),
+            OpenMode::JournalDirect => open_direct(path, true, DSYNC),
+            OpenMode::ReadDirect => open_direct(path, false, 0),
         };
+        let file = named(path, file)?;
         let aligned = matches!(mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
         Ok(Arc::new(RealFile { file, aligned }))
     }
 
     #[allow(clippy::disallowed_methods)] // this is the seam
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::rename(from, to)
+        named(to, std::fs::rename(from, to))
     }
 
     #[allow(clippy::disallowed_methods)] // this is the seam
     fn remove(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+        named(path, std::fs::remove_file(path))
     }
 
     #[allow(clippy::disallowed_methods)] // this is the seam
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        named(dir, File::open(dir).and_then(|file| file.sync_all()))
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
@@ -123,8 +130,9 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = named(path, file)?;
+        named(path, flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from))?;
         Ok(Box::new(file))
     }
 }
@@ -185,6 +193,17 @@ mod tests {
     fn keeps_the_rules_of_a_disk() {
         let dir = tempfile::tempdir().unwrap();
         super::super::conformance::run(&RealDisk, dir.path());
+    }
+
+    #[test]
+    fn an_error_names_its_file_and_keeps_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gone");
+        let error = RealDisk.open(&path, OpenMode::Read).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        let error = RealDisk.create_dir_all(Path::new("/proc/geminga")).unwrap_err();
+        assert!(error.to_string().contains("/proc/geminga"), "{error}");
     }
 
     #[test]

@@ -51,7 +51,10 @@ impl RedbFile {
         let file = disk.open(&unfinished, OpenMode::CreateNew)?;
         let backend = Self { path: unfinished.clone(), file: file.clone() };
         let empty = redb::Builder::new().set_cache_size(1 << 20).create_with_backend(backend);
-        drop(empty.map_err(io::Error::other)?);
+        drop(empty.map_err(|error| match redb::Error::from(error) {
+            redb::Error::Io(error) => error,
+            other => io::Error::other(other),
+        })?);
         // Closing writes once more and tells nobody whether that went well.
         file.sync_data()?;
         disk.rename(&unfinished, path)?;

@@ -59,18 +59,29 @@ const CACHE_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The disk failed.
-    #[error("the metadata store's disk failed")]
-    Disk(#[from] io::Error),
-    /// redb refused the file.
-    #[error("the metadata store cannot be opened")]
-    Database(#[source] redb::Error),
+    #[error("the metadata store's disk failed: {0}")]
+    Disk(io::Error),
+    /// redb refused the file: it is damaged, or none of its own.
+    #[error("the metadata store is damaged: {0}")]
+    Database(redb::Error),
     /// Written by a newer program; nothing was changed.
     #[error("the metadata store has format {0}; this program reads up to {FORMAT_VERSION}")]
     FormatTooNew(u64),
 }
 
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        // What redb says of a file that ends too soon or does not begin as its own do.
+        let damage = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
+        if damage { Self::Database(redb::Error::Io(error)) } else { Self::Disk(error) }
+    }
+}
+
 fn refused(error: impl Into<redb::Error>) -> OpenError {
-    OpenError::Database(error.into())
+    match error.into() {
+        redb::Error::Io(error) => error.into(),
+        other => OpenError::Database(other),
+    }
 }
 
 type Answer<T> = oneshot::Sender<Result<T, MetaError>>;
@@ -104,8 +115,12 @@ impl RedbStore {
         tasks: &TaskGroup,
     ) -> Result<Self, OpenError> {
         let backend = RedbFile::open(disk, path)?;
-        let database =
-            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(refused)?;
+        // Reads it all once, against its checksums: without that redb panics on a page that is not what it seems, perhaps days later.
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+            .map_err(refused)?;
         let revision = prepare(&database).map_err(OpenFailure::into_open_error)?;
         let (requests, queue) = mpsc::channel(QUEUE);
         let worker = Worker {
@@ -181,7 +196,7 @@ enum OpenFailure {
 impl OpenFailure {
     fn into_open_error(self) -> OpenError {
         match self {
-            OpenFailure::Database(error) => OpenError::Database(error),
+            OpenFailure::Database(error) => refused(error),
             OpenFailure::FormatTooNew(found) => OpenError::FormatTooNew(found),
         }
     }

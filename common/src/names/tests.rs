@@ -70,6 +70,20 @@ fn what_is_not_a_topic_name_says_why() {
 }
 
 #[test]
+fn steps_of_a_path_and_control_characters_are_no_names() {
+    for step in [".", ".."] {
+        assert_eq!(TenantName::parse(step), Err(NameError::PathStep(step.into())));
+        assert!(NamespaceName::parse(&format!("a/{step}")).is_err());
+    }
+    assert!(TenantName::parse("...").is_ok() && TenantName::parse(".a").is_ok());
+    for control in ['\0', '\n', '\u{7f}', '\u{85}'] {
+        let error = TopicName::parse(&format!("a{control}b")).unwrap_err();
+        assert_eq!(error, NameError::ControlCharacter(format!("a{control}b"), control.into()));
+        assert!(!error.to_string().chars().any(char::is_control), "{error}");
+    }
+}
+
+#[test]
 fn lengths_are_bounded_and_the_message_says_so() {
     let longest = "x".repeat(LOCAL_BYTES_MAX);
     let name = topic(&longest);

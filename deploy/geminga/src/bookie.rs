@@ -2,14 +2,13 @@
 //! line. Stop (SIGTERM or SIGINT): the liveness key goes, streams end once what is open is answered, the store closes.
 
 use crate::cli::{BookieArgs, BookieCommand};
-use crate::{metadata, process};
+use crate::{failure, metadata, process};
 use anyhow::Context as _;
 use geminga_bookie::node::{self, Node, NodeError};
 use geminga_bookie_client::registry::record::Labels;
 use geminga_common::clock::SystemClock;
 use geminga_common::config::ByteSize;
 use geminga_common::disk::RealDisk;
-use geminga_common::error::Coded as _;
 use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
@@ -172,9 +171,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     match ended {
         // Told to stop while it still waited for metadata: that is a clean end.
         Ok(()) | Err(NodeError::Stopped) => Ok(()),
-        Err(error) => {
-            Err(anyhow::anyhow!("{}: {error}", error.code()).context(format!("bookie in {}", dir.display())))
-        }
+        Err(error) => Err(failure::about(&error, "bookie in", &dir)),
     }
 }
 

@@ -1,7 +1,9 @@
 //! Settings of the store in a configuration file, table `[standalone.bookie]` or `[bookie.store]`.
 
+use crate::failure;
 use anyhow::Context as _;
 use geminga_common::config::ByteSize;
+use geminga_common::error::Code;
 use geminga_common::ids::BookieId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -82,17 +84,26 @@ impl Settings {
         cluster: &str,
         message_max: usize,
     ) -> anyhow::Result<geminga_bookie::Config> {
-        let id = BookieId::new(&self.id).context("bookie.id is not a name: no white space, no `/`")?;
-        anyhow::ensure!((10..=3_600_000).contains(&self.flush_ms), "bookie.flush_ms must be 10 to 3600000");
+        self.check(dir, cluster, message_max).map_err(|error| {
+            failure::coded(Code::CONFIG_INVALID, format_args!("settings of the store: {error:#}"))
+        })
+    }
+
+    fn check(
+        &self,
+        dir: PathBuf,
+        cluster: &str,
+        message_max: usize,
+    ) -> anyhow::Result<geminga_bookie::Config> {
+        let id = BookieId::new(&self.id).context("id is not a name: no white space, no `/`")?;
+        anyhow::ensure!((10..=3_600_000).contains(&self.flush_ms), "flush_ms must be 10 to 3600000");
         let mut config = geminga_bookie::Config::new(id, dir, cluster);
         config.journal_in_flight = self.journal_in_flight;
         config.journal_file_size = self.journal_file_size.0;
         config.journal_file_size_first = config.journal_file_size_first.min(self.journal_file_size.0);
-        config.write_cache =
-            usize::try_from(self.write_cache.0).context("bookie.write_cache is too large")?;
+        config.write_cache = usize::try_from(self.write_cache.0).context("write_cache is too large")?;
         config.flush_interval = Duration::from_millis(self.flush_ms);
-        config.block_cache =
-            usize::try_from(self.block_cache.0).context("bookie.block_cache is too large")?;
+        config.block_cache = usize::try_from(self.block_cache.0).context("block_cache is too large")?;
         config.shards = self.shards;
         let absolute = |dirs: &[PathBuf]| dirs.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>();
         config.more_data_dirs = absolute(&self.more_data_dirs)?;
@@ -107,11 +118,11 @@ impl Settings {
             reopen_recovery: self.disk_stop_percent.saturating_sub(2),
             enough_free: self.disk_enough.0,
         };
-        anyhow::ensure!((1..=365).contains(&self.scrub_days), "bookie.scrub_days must be 1 to 365");
+        anyhow::ensure!((1..=365).contains(&self.scrub_days), "scrub_days must be 1 to 365");
         config.scrub_period = Duration::from_secs(self.scrub_days * 24 * 3600);
         // Whatever a producer may send must fit, with the metadata around it.
         config.entry_bytes_max = message_max + (64 << 10);
-        config.validate().context("configuration of the bookie")?;
+        config.validate()?;
         Ok(config)
     }
 }

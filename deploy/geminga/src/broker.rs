@@ -4,8 +4,7 @@
 //! unload, the lease ends, so that other brokers serve them at once.
 
 use crate::cli::BrokerArgs;
-use crate::metadata;
-use crate::process;
+use crate::{failure, metadata, process};
 use anyhow::Context as _;
 use geminga_bookie_client::grpc::{self, GrpcBookies};
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
@@ -14,6 +13,7 @@ use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::registry::Registry;
 use geminga_broker::{Addresses, Broker, GatedStore};
 use geminga_common::clock::SystemClock;
+use geminga_common::error::Code;
 use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::session::{self, Session};
@@ -106,8 +106,12 @@ impl Config {
 
     fn validate(&self) -> anyhow::Result<()> {
         self.quorum()?;
-        self.service.validate().context("configuration of the broker")?;
-        self.offload.validate().context("GM-6004: configuration of offloading")?;
+        self.service.validate().map_err(|error| {
+            failure::coded(Code::CONFIG_INVALID, format_args!("[broker.service] {error}"))
+        })?;
+        self.offload
+            .validate()
+            .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[broker.offload] {error}")))?;
         anyhow::ensure!(
             (1_000..=86_400_000).contains(&self.repair_after_ms),
             "GM-6004: repair_after_ms is {}; it must be 1000 to 86400000",

@@ -6,6 +6,8 @@ mod bookie_settings;
 mod broker;
 mod cli;
 mod cluster;
+mod failure;
+mod halves;
 mod metadata;
 mod process;
 mod standalone;
@@ -30,7 +32,7 @@ fn main() -> std::process::ExitCode {
         Err(error) => {
             use std::io::Write as _;
             // For people: what failed, which object, what to do next; never a back-trace.
-            let _stderr_may_be_closed = writeln!(std::io::stderr(), "geminga: {error:#}");
+            let _stderr_may_be_closed = writeln!(std::io::stderr(), "geminga: {}", failure::line(&error));
             std::process::ExitCode::FAILURE
         }
     }

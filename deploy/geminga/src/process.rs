@@ -1,7 +1,10 @@
 //! What every serving role does alike: settings, log, runtime, listeners, the order of stopping.
 
+use crate::failure;
 use anyhow::Context as _;
 use geminga_broker::{Addresses, Broker};
+use geminga_common::config::{self, ConfigError};
+use geminga_common::error::{Code, Coded as _};
 use geminga_common::tasks::TaskGroup;
 use serde::{Serialize, de::DeserializeOwned};
 use std::net::{IpAddr, SocketAddr};
@@ -22,21 +25,45 @@ pub(crate) fn load<T: Default + Serialize + DeserializeOwned, const N: usize>(
     file: Option<&Path>,
     flags: [(&str, Option<toml::Value>); N],
 ) -> anyhow::Result<T> {
-    let file = file.map(read_file).transpose()?;
+    let text = file.map(read_file).transpose()?;
     let given = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-    Ok(geminga_common::config::load(role, file.as_deref(), std::env::vars(), given.collect())?)
+    let loaded = match &text {
+        Some(text) => check_file(text),
+        None => Ok(()),
+    };
+    let loaded = loaded
+        .and_then(|()| config::load(role, text.as_deref(), std::env::vars(), given.collect::<toml::Table>()));
+    loaded.map_err(|error| match file.filter(|_| error.is_in_file()) {
+        Some(file) => failure::about(&error, "configuration file", file),
+        None => failure::coded(error.code(), error),
+    })
+}
+
+/// All of the file, the tables of other roles too: a name that is misspelt there would show only when that role starts.
+fn check_file(text: &str) -> Result<(), ConfigError> {
+    config::check_tables(text, &["standalone", "bookie", "broker"])?;
+    config::check::<crate::standalone::Config>("standalone", text)?;
+    config::check::<crate::bookie::Config>("bookie", text)?;
+    config::check::<crate::broker::Config>("broker", text)
 }
 
 #[allow(clippy::disallowed_methods)] // before anything runs that could be simulated
 fn read_file(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path)
-        .with_context(|| format!("reading the configuration file {}", path.display()))
+    std::fs::read_to_string(path).map_err(|error| {
+        let text = format!("configuration file {} cannot be read: {error}; correct --config", path.display());
+        failure::coded(Code::CONFIG_UNREADABLE, text)
+    })
 }
 
 /// Logs to standard error.
 pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(directives)
-        .with_context(|| format!("`{directives}` is no log filter"))?;
+    let filter = tracing_subscriber::EnvFilter::try_new(directives).map_err(|error| {
+        let help = "pass `info`, or directives such as `warn,geminga_broker=debug`";
+        failure::coded(
+            Code::CONFIG_INVALID,
+            format_args!("'log' is `{directives}`, no log filter ({error}); {help}"),
+        )
+    })?;
     // Nobody may read the log any more: that is no reason to stop serving.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     log.log_internal_errors(false).init();
@@ -68,8 +95,15 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime>
 /// Listens; port 0 takes any free one.
 pub(crate) async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(bind, port);
-    TcpListener::bind(address).await.with_context(|| {
-        format!("GM-1002: cannot listen on {address}; is another server there? Port 0 takes any free one")
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => failure::coded(
+            Code::PORT_IN_USE,
+            format_args!("cannot listen on {address}: another server is there; stop it or take another port, 0 for any free one"),
+        ),
+        _ => failure::coded(
+            Code::CONFIG_INVALID,
+            format_args!("cannot listen on {address}: {error}; correct 'bind' and the port"),
+        ),
     })
 }
 

@@ -5,7 +5,8 @@
 //! bookie flushes, tasks end; each phase has a deadline and names who is late.
 
 use crate::cli::StandaloneArgs;
-use crate::process;
+use crate::halves::Halves;
+use crate::{failure, process};
 use anyhow::Context as _;
 use geminga_bookie::{Bookie, Health, InProcess};
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
@@ -14,9 +15,10 @@ use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_broker::{Addresses, Broker, GatedStore};
 use geminga_common::clock::{Clock, SystemClock};
 use geminga_common::disk::{Disk, RealDisk};
+use geminga_common::error::{Code, Coded as _};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
-use geminga_common::metadata::redb::RedbStore;
+use geminga_common::metadata::redb::{self, RedbStore};
 use geminga_common::metadata::session::{self, Session};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
@@ -78,8 +80,14 @@ pub(crate) fn main(args: StandaloneArgs) -> anyhow::Result<()> {
     let config = load(&args)?;
     process::start_log(&config.log)?;
     process::check_bind(config.bind, config.insecure)?;
-    config.broker.validate().context("configuration of the broker")?;
-    config.offload.validate().context("GM-6004: configuration of offloading")?;
+    config
+        .broker
+        .validate()
+        .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[standalone.broker] {error}")))?;
+    config
+        .offload
+        .validate()
+        .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[standalone.offload] {error}")))?;
     process::runtime(config.threads)?.block_on(run(config))
 }
 
@@ -97,25 +105,7 @@ fn load(args: &StandaloneArgs) -> anyhow::Result<Config> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let dir = std::path::absolute(&config.data_dir)?;
-    run_in(config, &dir).await.map_err(|error| explain(error, &dir))
-}
-
-/// Says it plainly when the disk is the cause, however deep below.
-fn explain(error: anyhow::Error, dir: &Path) -> anyhow::Error {
-    let is = |text: &str| error.chain().any(|cause| cause.to_string().contains(text));
-    // Some stores hand the system's error on as text only.
-    if is("No space left on device") || is("os error 28") {
-        let text = format!(
-            "GM-4002: the disk that holds {} is full; free some space and start again",
-            dir.display()
-        );
-        return error.context(text);
-    }
-    if is("Read-only file system") || is("os error 30") {
-        let text = format!("GM-4003: the disk that holds {} is read-only", dir.display());
-        return error.context(text);
-    }
-    error
+    run_in(config, &dir).await.map_err(|error| failure::explain(error, &dir))
 }
 
 async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
@@ -124,15 +114,10 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let storage_tasks = TaskGroup::new();
     let tasks = TaskGroup::new();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let _lock = lock(disk.as_ref(), dir)?;
-    let metadata: Arc<dyn MetadataStore> = Arc::new(
-        RedbStore::open(disk.as_ref(), &dir.join("metadata.redb"), clock.clone(), &storage_tasks)
-            .with_context(|| format!("opening the metadata in {}", dir.display()))?,
-    );
     let message_max = config.broker.max_message_size.0 as usize;
     let settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
-    let bookie = Bookie::open(settings, disk, clock.clone(), &storage_tasks)
-        .with_context(|| format!("opening the bookie in {}", dir.display()))?;
+    let _lock = lock(disk.as_ref(), dir)?;
+    let (metadata, bookie) = open_halves(settings, &disk, &clock, dir, &storage_tasks).await?;
     let (broker, addresses) =
         start_broker(&config, &bookie, metadata, clock, (&tasks, &storage_tasks)).await?;
     ready(&addresses, dir)?;
@@ -140,7 +125,8 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     tokio::select! {
         () = told_to_stop.told() => {}
         _ = health.wait_for(|health| *health == Health::Failed) => anyhow::bail!(
-            "GM-2001: the store in {} has failed and takes nothing any more; see the log, then start again",
+            "{}: the store in {} has failed and takes nothing any more; see the log, then start again",
+            Code::DISK_FAILED,
             dir.display()
         ),
     }
@@ -148,20 +134,62 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Opens metadata and store, if they belong together.
+async fn open_halves(
+    settings: geminga_bookie::Config,
+    disk: &Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+    dir: &Path,
+    tasks: &TaskGroup,
+) -> anyhow::Result<(Arc<dyn MetadataStore>, Bookie)> {
+    let (path, store_path) = (dir.join("metadata.redb"), settings.data_dir.clone());
+    let halves = Halves {
+        metadata_path: path.clone(),
+        store_path: store_path.clone(),
+        keys: Keys::new(&settings.cluster),
+        id: settings.id.clone(),
+    };
+    let whose = geminga_bookie::whose(&settings, &**disk)
+        .map_err(|error| failure::disk(&error, "looking at the store in", &store_path))?;
+    let names =
+        disk.list(dir).map_err(|error| failure::disk(&error, "looking at the data directory", dir))?;
+    halves.check_files(names.iter().any(|name| name == "metadata.redb"), whose)?;
+    let metadata = RedbStore::open(&**disk, &path, clock.clone(), tasks)
+        .map_err(|error| metadata_failure(&error, &path))?;
+    let metadata: Arc<dyn MetadataStore> = Arc::new(metadata);
+    let checked = halves.check(&*metadata, whose).await?;
+    let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
+        .map_err(|error| failure::about(&error, "opening the store in", &store_path))?;
+    halves.register(&*metadata, checked, &bookie).await?;
+    Ok((metadata, bookie))
+}
+
+fn metadata_failure(error: &redb::OpenError, path: &Path) -> anyhow::Error {
+    match error {
+        redb::OpenError::Disk(error) => failure::disk(error, "opening the metadata in", path),
+        redb::OpenError::Database(_) => failure::coded(
+            error.code(),
+            format_args!(
+                "opening the metadata in {}: {error}; put the file back from a copy made together with the store",
+                path.display()
+            ),
+        ),
+        redb::OpenError::FormatTooNew(_) => failure::about(error, "opening the metadata in", path),
+    }
+}
+
 /// One process per data directory.
 fn lock(disk: &dyn Disk, dir: &Path) -> anyhow::Result<Box<dyn std::any::Any + Send + Sync>> {
-    disk.create_dir_all(dir).with_context(|| {
-        format!("GM-1006: the data directory {} cannot be made; is its file system read-only?", dir.display())
-    })?;
+    disk.create_dir_all(dir).map_err(|error| failure::disk(&error, "making the data directory", dir))?;
     disk.lock(&dir.join("LOCK")).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => anyhow::anyhow!(
-            "GM-1001: another process uses the data directory {}; stop it or pass another --data-dir",
-            dir.display()
+        std::io::ErrorKind::WouldBlock => failure::coded(
+            Code::DATA_DIRECTORY_LOCKED,
+            format_args!(
+                "another process uses the data directory {}; stop it or pass another --data-dir",
+                dir.display()
+            ),
         ),
-        _ => anyhow::Error::new(error).context(format!(
-            "GM-1006: the data directory {} cannot be written; is its file system read-only or full?",
-            dir.display()
-        )),
+        _ => failure::disk(&error, "locking the data directory", dir),
     })
 }
 

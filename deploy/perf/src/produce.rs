@@ -113,6 +113,7 @@ async fn open_producers(
         batch_bytes: args.batch_bytes,
         batch_delay: Duration::from_secs_f64(args.batch_delay_ms / 1000.0),
         max_pending: args.max_pending,
+        size: args.size,
     };
     let mut producers = Vec::new();
     for topic in args.common.topic_names() {

@@ -143,6 +143,20 @@ fn a_view_reads_the_fields_a_broker_needs() {
 }
 
 #[test]
+fn a_payload_bounds_how_many_messages_it_can_hold() {
+    let batch = MetadataView { num_messages_in_batch: Some(1 << 30), ..MetadataView::default() };
+    assert_eq!(MetadataView::default().members_max(1 << 20), 1, "no batch, one message");
+    assert_eq!((batch.members_max(0), batch.members_max(17), batch.members_max(18)), (1, 2, 3));
+    // Empty members are the smallest there are, and they fit.
+    let empty: Vec<u8> = (0..1000).flat_map(|_| member(b"")).collect();
+    assert_eq!(batch.members_max(empty.len()), 1000);
+    let packed = MetadataView { compression: 3, uncompressed_size: 60_000, ..batch };
+    assert_eq!(packed.members_max(100), 10_000, "as far as the announced size goes");
+    let bomb = MetadataView { uncompressed_size: u32::MAX, ..packed };
+    assert_eq!(bomb.members_max(100), (100 << 15) / 6, "and no further than compression does");
+}
+
+#[test]
 fn absence_and_zero_differ_where_it_matters() {
     let required = [0x0a, 1, b'p', 0x10, 7, 0x18, 9];
     let plain = MetadataView::parse(&required).unwrap();

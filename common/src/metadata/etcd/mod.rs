@@ -32,6 +32,7 @@ mod watch;
 pub use config::{Config, Tls};
 
 use super::{LeaseId, MetaError, MetadataStore, Record, Revision, Txn, TxnOutcome, WatchStream};
+use crate::retry::Reminders;
 use crate::tasks::{OnFailure, TaskGroup};
 use call::{Calls, Failure};
 use etcd_client::{Client, GetOptions, KeyValue};
@@ -224,14 +225,25 @@ async fn connect(config: &Config, options: etcd_client::ConnectOptions) -> Resul
     };
     let last = Mutex::new(String::new());
     let patience = async || {
+        let (begun, mut reminders) = (tokio::time::Instant::now(), Reminders::default());
+        let endpoints = config.endpoints.join(", ");
         loop {
-            match attempt().await {
+            let settled = attempt().await;
+            let waited = begun.elapsed();
+            match settled {
                 Err(ConnectError::NoAnswer { error, .. }) => {
-                    tracing::info!(%error, endpoints = %config.endpoints.join(", "), "waiting for etcd");
+                    if reminders.due(waited) {
+                        tracing::warn!(%error, %endpoints, ?waited, "waiting for etcd");
+                    }
                     *last.lock() = error;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
-                settled => return settled,
+                settled => {
+                    if settled.is_ok() && reminders.has_spoken() {
+                        tracing::info!(%endpoints, ?waited, "etcd answers");
+                    }
+                    return settled;
+                }
             }
         }
     };

@@ -11,7 +11,8 @@ mod tests;
 pub use state::{Standing, State};
 
 use super::{LeaseId, MetaError, MetadataStore, Op, Txn};
-use crate::clock::Clock;
+use crate::clock::{Clock, Mono};
+use crate::retry::Reminders;
 use crate::tasks::{OnFailure, TaskGroup};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -139,6 +140,7 @@ impl Shared {
 
     async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let pause = (self.settings.ttl / 20).min(Duration::from_secs(1));
+        let mut trouble = None;
         loop {
             let (lease, due) = {
                 let state = self.state.lock();
@@ -154,20 +156,35 @@ impl Shared {
                 () = tokio::time::sleep(wait) => {}
             }
             let asked = self.clock.mono();
-            match lease {
-                None => match self.begin().await {
-                    Ok(()) => tracing::warn!("a new lease after the last one was lost"),
-                    Err(error) => tracing::warn!(%error, "no new lease yet"),
-                },
-                Some(lease) => match self.store.lease_keep_alive(lease).await {
-                    Ok(()) => self.state.lock().renewed(lease, asked),
-                    Err(MetaError::LeaseGone(_)) => {
-                        tracing::warn!("the lease is gone: what this process owned may be another's now");
-                        self.lost(lease);
-                    }
-                    Err(error) => tracing::warn!(%error, "lease not renewed"),
-                },
+            let Err(error) = self.renew(lease, asked).await else {
+                if trouble.take().is_some() {
+                    tracing::info!("the metadata store answers again");
+                }
+                continue;
+            };
+            let (since, reminders) = trouble.get_or_insert_with(|| (asked, Reminders::default()));
+            let since = asked.saturating_sub(*since);
+            if reminders.due(since) {
+                tracing::warn!(%error, ?since, "lease not renewed, trying again");
             }
         }
+    }
+
+    /// Renews the lease, or begins anew without one.
+    async fn renew(&self, lease: Option<LeaseId>, asked: Mono) -> Result<(), MetaError> {
+        let Some(lease) = lease else {
+            self.begin().await?;
+            tracing::warn!("a new lease after the last one was lost");
+            return Ok(());
+        };
+        match self.store.lease_keep_alive(lease).await {
+            Ok(()) => self.state.lock().renewed(lease, asked),
+            Err(MetaError::LeaseGone(_)) => {
+                tracing::warn!("the lease is gone: what this process owned may be another's now");
+                self.lost(lease);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }

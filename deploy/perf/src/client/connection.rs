@@ -15,7 +15,7 @@ use geminga_proto::pulsar::{
     base_command::Type,
 };
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,6 +28,8 @@ const PROTOCOL_VERSION: i32 = 20;
 const CONNECT_REQUEST: u64 = 0;
 /// Bytes asked for at each read.
 const READ_CHUNK: usize = 256 * 1024;
+/// Largest message of a broker that names no limit, in bytes: Pulsar's default.
+const MESSAGE_MAX_DEFAULT: usize = 5 << 20;
 /// Longest wait for the answer to a request.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -61,6 +63,8 @@ pub(crate) struct Connection {
     waiting: Mutex<HashMap<u64, oneshot::Sender<BaseCommand>>>,
     sinks: Mutex<Sinks>,
     next_id: AtomicU64,
+    /// Largest message the broker takes, in bytes, once it has said so.
+    message_max: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +89,7 @@ impl Connection {
             waiting: Mutex::default(),
             sinks: Mutex::default(),
             next_id: AtomicU64::new(CONNECT_REQUEST + 1),
+            message_max: AtomicUsize::new(MESSAGE_MAX_DEFAULT),
         });
         tasks.spawn("perf-reader", OnFailure::StopProcess, {
             let (connection, failure, address) = (connection.clone(), failure.clone(), address.to_owned());
@@ -115,10 +120,19 @@ impl Connection {
             ..Default::default()
         };
         let answer = connection.exchange(CONNECT_REQUEST, &command).await?;
-        if answer.connected.is_none() {
+        let Some(connected) = &answer.connected else {
             bail!("{address} refused the connection: {}", describe_error(&answer));
+        };
+        let limit = connected.max_message_size.and_then(|limit| usize::try_from(limit).ok());
+        if let Some(limit) = limit.filter(|limit| *limit > 0) {
+            connection.message_max.store(limit, Ordering::Relaxed);
         }
         Ok(connection)
+    }
+
+    /// Largest message that the broker takes, in bytes.
+    pub(crate) fn message_max(&self) -> usize {
+        self.message_max.load(Ordering::Relaxed)
     }
 
     /// A fresh id, for requests, producers and consumers alike.

@@ -8,7 +8,7 @@ use super::lookup;
 use crate::report::Recorder;
 use crate::schedule::Pace;
 use crate::stamp::WallClock;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{BufMut as _, BytesMut};
 use geminga_common::clock::Mono;
 use geminga_proto::encode::encode_with_payload;
@@ -37,6 +37,8 @@ pub(crate) struct ProducerOptions {
     pub(crate) batch_delay: Duration,
     /// Messages without receipt at most.
     pub(crate) max_pending: usize,
+    /// Payload bytes of a message.
+    pub(crate) size: usize,
 }
 
 /// Wakes the pacing thread for producers whose window has room again.
@@ -158,6 +160,13 @@ impl Producer {
         clock: WallClock,
     ) -> Result<Self> {
         let connection = lookup::connect(pool, topic).await?;
+        let limit = connection.message_max();
+        // A broker closes the connection on a frame that is too large and cannot say why.
+        ensure!(
+            options.size <= limit,
+            "--size {} is above the server's limit of {limit} bytes a message (its max_message_size)",
+            options.size
+        );
         let id = connection.next_id();
         let request_id = connection.next_id();
         let shared = Arc::new(Shared {
@@ -254,6 +263,11 @@ impl Producer {
             ..Default::default()
         };
         let size = u32::try_from(single.encoded_len()).context("the header is too large")?;
+        let member = 4 + size as usize + payload.len();
+        if self.batch_count > 0 && self.batch.len() + member > self.connection.message_max() {
+            self.send_batch(publish_time_ms)?;
+            self.batch_at = now;
+        }
         self.batch.put_u32(size);
         single.encode(&mut self.batch)?;
         self.batch.put_slice(payload);
