@@ -71,6 +71,35 @@ fn start(small: &Small) -> Result<Standalone> {
     Standalone::start_logged(&small.path().join("data"), &["--config", config], &log(small))
 }
 
+/// Clients that come back at once, as all do, neither open the topic each time nor fill the log.
+fn coming_back_fills_no_log(server: &Standalone, small: &Small) -> Result<()> {
+    let (mut attempts, begun) = (0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(4) {
+        let sent = Wire::connect(&server.pulsar).and_then(|mut wire| {
+            wire.producer("full", 1)?;
+            wire.publish(1, 0, &body(0))?;
+            wire.receipt(0)
+        });
+        ensure!(sent.is_err(), "the disk has room");
+        attempts += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = std::fs::read_to_string(log(small))?;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("topic=")).collect();
+    println!("{attempts} attempts, {} lines about the topic, the first: {:?}", lines.len(), lines.first());
+    ensure!(
+        attempts > 50 && (1..=5).contains(&lines.len()),
+        "{attempts} attempts, {} lines:\n{said}",
+        lines.len()
+    );
+    ensure!(lines[0].contains("WARN") && lines[0].contains("disk is full"), "{}", lines[0]);
+    ensure!(server.stats("full")?["publishWaitReason"] == "disk_full", "{}", server.stats("full")?);
+    let refused = Wire::connect(&server.pulsar)?.producer("full", 1);
+    let refused = refused.err().map(|why| why.to_string()).unwrap_or_default();
+    ensure!(refused.contains("GM-4002") || refused.is_empty(), "{refused}");
+    Ok(())
+}
+
 #[test]
 fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result<()> {
     let Some(small) = Small::mount()? else {
@@ -106,31 +135,7 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
         wire.receipt(0)
     })();
     println!("and again: {:?}", again.as_ref().err().map(ToString::to_string));
-    // Clients that come back at once, as all do, neither open the topic each time nor fill the log.
-    let (mut attempts, begun) = (0, Instant::now());
-    while begun.elapsed() < Duration::from_secs(4) {
-        let sent = Wire::connect(&server.pulsar).and_then(|mut wire| {
-            wire.producer("full", 1)?;
-            wire.publish(1, 0, &body(0))?;
-            wire.receipt(0)
-        });
-        ensure!(sent.is_err(), "the disk has room");
-        attempts += 1;
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let said = std::fs::read_to_string(log(&small))?;
-    let lines: Vec<&str> = said.lines().filter(|line| line.contains("topic=")).collect();
-    println!("{attempts} attempts, {} lines about the topic, the first: {:?}", lines.len(), lines.first());
-    ensure!(
-        attempts > 50 && (1..=5).contains(&lines.len()),
-        "{attempts} attempts, {} lines:\n{said}",
-        lines.len()
-    );
-    ensure!(lines[0].contains("WARN") && lines[0].contains("disk is full"), "{}", lines[0]);
-    ensure!(server.stats("full")?["publishWaitReason"] == "disk_full", "{}", server.stats("full")?);
-    let refused = Wire::connect(&server.pulsar)?.producer("full", 1);
-    let refused = refused.err().map(|why| why.to_string()).unwrap_or_default();
-    ensure!(refused.contains("GM-4002") || refused.is_empty(), "{refused}");
+    coming_back_fills_no_log(&server, &small)?;
     // Everything that was acknowledged can be read.
     let mut reader = Wire::connect(&server.pulsar)?;
     reader.subscribe("full", "s", 2, SubType::Shared)?;

@@ -229,11 +229,16 @@ fn damaged_files_are_named() -> Result<()> {
         }
         std::fs::write(&metadata, &whole)?;
     }
-    ensure!(refusals >= 2, "no damage was noticed");
-    std::fs::write(&metadata, b"not a database")?;
-    refusal(&refused(&data, &[])?, "GM-4005", &[text(&metadata), "copy"])?;
+    // redb makes up for some of it from its second root.
+    ensure!(refusals >= 1, "no damage was noticed");
+    let mut emptied = whole.clone();
+    emptied[4096..].fill(0);
+    for content in [&emptied[..], b"not a database"] {
+        std::fs::write(&metadata, content)?;
+        refusal(&refused(&data, &[])?, "GM-4005", &[text(&metadata), "copy"])?;
+    }
     std::fs::write(&metadata, &whole)?;
-    Ok(())
+    starts_with_its_messages(&data)
 }
 
 /// An attribute against which not even root writes. False where the file system has none.

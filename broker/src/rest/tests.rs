@@ -9,13 +9,9 @@ use fake::server;
 const T: &str = "/persistent/public/default";
 
 #[tokio::test]
-async fn tenants_and_namespaces_answer_as_pulsar_does() {
+async fn names_bodies_and_values_that_cannot_be_get_a_status_and_a_reason() {
     let s = server().await;
-    let ns = "/namespaces/public/n1";
     s.table(&[
-        ("GET", "/clusters", "", 200, r#"=["c1"]"#),
-        ("GET", "/clusters/nope", "", 404, r#"={"reason":"Cluster does not exist"}"#),
-        ("GET", "/brokers/health", "", 200, "=ok"),
         (
             "PUT",
             "/tenants/..",
@@ -42,6 +38,19 @@ async fn tenants_and_namespaces_answer_as_pulsar_does() {
         ("PUT", "/namespaces/public/zero", r#"{"bundles":{"numBundles":0}}"#, 204, "="),
         ("GET", "/namespaces/public/zero/bundles", "", 200, r#""numBundles":4"#),
         ("DELETE", "/namespaces/public/zero", "", 204, "="),
+    ])
+    .await;
+    s.tasks.stop();
+}
+
+#[tokio::test]
+async fn tenants_and_namespaces_answer_as_pulsar_does() {
+    let s = server().await;
+    let ns = "/namespaces/public/n1";
+    s.table(&[
+        ("GET", "/clusters", "", 200, r#"=["c1"]"#),
+        ("GET", "/clusters/nope", "", 404, r#"={"reason":"Cluster does not exist"}"#),
+        ("GET", "/brokers/health", "", 200, "=ok"),
         ("GET", "/brokers/any", "", 200, r#"=["h:8080"]"#),
         ("GET", "/bookies/all", "", 200, r#"={"bookies":[{"bookieId":"b1"}]}"#),
         ("GET", "/tenants", "", 200, r#"=["public","pulsar"]"#),
