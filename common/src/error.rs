@@ -186,7 +186,7 @@ impl Coded for crate::names::NameError {
             | E::EmptyTopic
             | E::TrailingSlash(_)
             | E::SlashInTopic(_)
-            | E::ControlCharacter(..)
+            | E::Nul(..)
             | E::TopicTooLong(_) => Code::INVALID_TOPIC_NAME,
             E::EmptyTenant
             | E::EmptyNamespace

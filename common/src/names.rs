@@ -64,9 +64,9 @@ pub enum NameError {
     /// A tenant or namespace that URLs cannot name.
     #[error("'{0}' is a step of a path, not a name")]
     PathStep(String),
-    /// A topic name holds a control character, such as NUL or a line's end.
-    #[error("the topic name {0:?} holds the control character U+{1:04X}")]
-    ControlCharacter(String, u32),
+    /// A topic name holds NUL, which no URL can name. Other control characters are taken, as Pulsar takes them.
+    #[error("the topic name {0:?} holds NUL")]
+    Nul(String),
     /// The topic name ends with a slash.
     #[error("the topic name '{0}' ends with '/'")]
     TrailingSlash(String),
@@ -334,7 +334,7 @@ impl TopicName {
     /// The topic `local` (not percent-encoded) of a namespace.
     ///
     /// # Errors
-    /// When `local` is empty, too long or holds a `/` or a control character.
+    /// When `local` is empty, too long or holds a `/` or NUL.
     pub fn new(domain: Domain, namespace: NamespaceName, local: &str) -> Result<Self, NameError> {
         if local.is_empty() {
             return Err(NameError::EmptyTopic);
@@ -345,9 +345,8 @@ impl TopicName {
         if local.contains('/') {
             return Err(NameError::SlashInTopic(local.to_owned()));
         }
-        // They would break lines of logs, metrics and lists apart.
-        if let Some(control) = local.chars().find(|c| c.is_control()) {
-            return Err(NameError::ControlCharacter(local.to_owned(), u32::from(control)));
+        if local.contains('\0') {
+            return Err(NameError::Nul(local.to_owned()));
         }
         let split = split_partition(local);
         let base_bytes = split.map_or(local.len(), |(base, _)| base.len());

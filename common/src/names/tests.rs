@@ -70,17 +70,15 @@ fn what_is_not_a_topic_name_says_why() {
 }
 
 #[test]
-fn steps_of_a_path_and_control_characters_are_no_names() {
+fn steps_of_a_path_and_nul_are_no_names() {
     for step in [".", ".."] {
         assert_eq!(TenantName::parse(step), Err(NameError::PathStep(step.into())));
         assert!(NamespaceName::parse(&format!("a/{step}")).is_err());
     }
     assert!(TenantName::parse("...").is_ok() && TenantName::parse(".a").is_ok());
-    for control in ['\0', '\n', '\u{7f}', '\u{85}'] {
-        let error = TopicName::parse(&format!("a{control}b")).unwrap_err();
-        assert_eq!(error, NameError::ControlCharacter(format!("a{control}b"), control.into()));
-        assert!(!error.to_string().chars().any(char::is_control), "{error}");
-    }
+    let error = TopicName::parse("a\0b").unwrap_err();
+    assert_eq!(error, NameError::Nul("a\0b".into()));
+    assert!(!error.to_string().contains('\0'), "{error}");
 }
 
 #[test]
@@ -162,7 +160,7 @@ fn bundles_split() {
 
 proptest! {
     #[test]
-    fn every_local_name_survives_printing_and_encoding(local in "[^/]{1,40}") {
+    fn every_local_name_survives_printing_and_encoding(local in "[^/\\x00]{1,40}") {
         let name = TopicName::new(Domain::NonPersistent, NamespaceName::public_default(), &local).unwrap();
         prop_assert_eq!(&topic(name.as_str()), &name);
         let encoded = name.local_encoded();

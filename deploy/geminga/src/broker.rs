@@ -109,9 +109,9 @@ impl Config {
         self.service.validate().map_err(|error| {
             failure::coded(Code::CONFIG_INVALID, format_args!("[broker.service] {error}"))
         })?;
-        self.offload
-            .validate()
-            .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[broker.offload] {error}")))?;
+        self.offload.validate().map_err(|error| {
+            failure::coded(Code::CONFIG_INVALID, format_args!("[broker.offload] {error}"))
+        })?;
         anyhow::ensure!(
             (1_000..=86_400_000).contains(&self.repair_after_ms),
             "GM-6004: repair_after_ms is {}; it must be 1000 to 86400000",

@@ -84,10 +84,9 @@ pub(crate) fn main(args: StandaloneArgs) -> anyhow::Result<()> {
         .broker
         .validate()
         .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[standalone.broker] {error}")))?;
-    config
-        .offload
-        .validate()
-        .map_err(|error| failure::coded(Code::CONFIG_INVALID, format_args!("[standalone.offload] {error}")))?;
+    config.offload.validate().map_err(|error| {
+        failure::coded(Code::CONFIG_INVALID, format_args!("[standalone.offload] {error}"))
+    })?;
     process::runtime(config.threads)?.block_on(run(config))
 }
 
