@@ -73,23 +73,21 @@ fn start(small: &Small) -> Result<Standalone> {
 
 /// Clients that come back at once, as all do, neither open the topic each time nor fill the log.
 fn coming_back_fills_no_log(server: &Standalone, small: &Small) -> Result<()> {
-    let (mut attempts, begun) = (0, Instant::now());
-    while begun.elapsed() < Duration::from_secs(4) {
+    const ATTEMPTS: usize = 100;
+    for _ in 0..ATTEMPTS {
         let sent = Wire::connect(&server.pulsar).and_then(|mut wire| {
             wire.producer("full", 1)?;
             wire.publish(1, 0, &body(0))?;
             wire.receipt(0)
         });
         ensure!(sent.is_err(), "the disk has room");
-        attempts += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
     let said = std::fs::read_to_string(log(small))?;
     let lines: Vec<&str> = said.lines().filter(|line| line.contains("topic=")).collect();
-    println!("{attempts} attempts, {} lines about the topic, the first: {:?}", lines.len(), lines.first());
     ensure!(
-        attempts > 50 && (1..=5).contains(&lines.len()),
-        "{attempts} attempts, {} lines:\n{said}",
+        (1..=ATTEMPTS / 10).contains(&lines.len()),
+        "{} lines for {ATTEMPTS} attempts:\n{said}",
         lines.len()
     );
     ensure!(lines[0].contains("WARN") && lines[0].contains("disk is full"), "{}", lines[0]);

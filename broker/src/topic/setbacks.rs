@@ -92,7 +92,7 @@ mod tests {
             (failures, said) = (failures + 1, said + u32::from(failure.speak));
             assert_eq!(setbacks.left(&full, now), Some(failure.pause));
             assert_eq!(setbacks.left(&topic("other"), now), None);
-            now = now + failure.pause;
+            now += failure.pause;
         }
         assert_eq!((failures, said), (11, 6), "not 1200 times a minute");
         assert!(setbacks.has(&full));
