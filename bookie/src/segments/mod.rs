@@ -53,6 +53,8 @@ pub(crate) struct Segment {
     /// Offsets of blocks that did not check, and whether there are any.
     bad: Mutex<BTreeSet<u64>>,
     has_bad: AtomicBool,
+    /// Offsets of blocks that a reader found damaged and nobody has judged yet.
+    suspects: Mutex<BTreeSet<u64>>,
     /// As in the row, but as of now.
     pub(crate) live: AtomicU64,
     pub(crate) punch_due: AtomicBool,
@@ -92,6 +94,7 @@ impl Segment {
             footer: OnceLock::new(),
             bad: Mutex::default(),
             has_bad: AtomicBool::new(false),
+            suspects: Mutex::default(),
             punched_to: AtomicU64::new(0),
             unmergeable: AtomicBool::new(false),
         }
@@ -113,6 +116,21 @@ impl Segment {
 
     pub(crate) fn is_bad(&self, offset: u64) -> bool {
         self.has_bad.load(Ordering::Acquire) && self.bad.lock().contains(&offset)
+    }
+
+    /// A reader met a block that does not check. What is known to be bad is no news.
+    pub(crate) fn suspect(&self, offset: u64) {
+        if !self.is_bad(offset) {
+            self.suspects.lock().insert(offset);
+        }
+    }
+
+    pub(crate) fn take_suspects(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.suspects.lock())
+    }
+
+    pub(crate) fn has_suspects(&self) -> bool {
+        !self.suspects.lock().is_empty()
     }
 
     /// Blocks that did not check.
@@ -200,13 +218,16 @@ impl Segment {
             let piece = self.fetch(&blocks[at..end.max(at + 1)], bytes_max - bytes.min(bytes_max), cache);
             let piece = match piece {
                 Ok(piece) => piece,
-                Err(_) if !out.is_empty() => return Ok(out),
-                Err(damaged) => return Err(damaged),
+                Err(damaged) => {
+                    self.suspect(blocks[at].offset);
+                    return if out.is_empty() { Err(damaged) } else { Ok(out) };
+                }
             };
             for (number, block) in piece.iter().enumerate() {
                 let place = &blocks[at + number];
                 let opened = format::open_block(block, self.row.id, place.offset);
                 let Some(entries) = opened.filter(|_| !self.is_bad(place.offset)) else {
+                    self.suspect(place.offset);
                     return if out.is_empty() { Err(Damaged) } else { Ok(out) };
                 };
                 for item in entries {

@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `leader` | which broker repairs |
+//! | `release` | letting go of stores that lost data, once nothing counts on them |
 //! | `standing` | how far each bookie can be counted on (pure) |
 //! | `round` | one look at what may need repair, ledger by ledger |
 //! | `holders` | where closed ledgers are written down, and the transaction that changes it |
@@ -18,6 +19,7 @@
 
 mod holders;
 mod leader;
+mod release;
 mod round;
 mod standing;
 mod status;
@@ -116,6 +118,7 @@ impl Controller {
         let mut seen = None;
         let mut pause = RETRY.0;
         let mut audit_at = d.clock.mono();
+        let mut again = std::collections::BTreeSet::new();
         loop {
             let mut registry = d.means.registry.subscribe();
             registry.borrow_and_update();
@@ -125,8 +128,9 @@ impl Controller {
             let stores = standings.stores();
             let all = now >= audit_at || seen.as_ref() != Some(&stores);
             let round = Round::new(d, &self.rng, standings);
-            let done = round.run(all).await;
-            let finished = watch.is_ok() && done.as_ref().is_ok_and(|found| !found.stuck);
+            let done = round.run(all, &again).await;
+            let finished =
+                watch.is_ok() && done.as_ref().is_ok_and(|found| !found.stuck && !found.counted_on);
             match &done {
                 Ok(_) if all => {
                     seen = Some(stores);
@@ -137,7 +141,16 @@ impl Controller {
             }
             pause = if finished { RETRY.0 } else { (pause * 2).min(RETRY.1) };
             let retry_at = (!finished).then(|| now + pause);
-            let watched = done.map(|found| found.open_on_lost).unwrap_or_default();
+            let watched = match done {
+                Ok(found) => {
+                    if found.counted_on {
+                        seen = None;
+                    }
+                    again = found.stuck_owners;
+                    found.open_on_lost
+                }
+                Err(_) => Default::default(),
+            };
             let wake =
                 [retry_at, given_up_at, Some(audit_at)].into_iter().flatten().min().unwrap_or(audit_at);
             let sleep = wake.saturating_sub(d.clock.mono());
