@@ -1,5 +1,6 @@
 //! An auditor of a cluster: what metadata says of closed ledgers, asked of the bookies themselves, entry by entry. It believes no
 //! broker. Used by the cluster tests and by `examples/audit`.
+#![allow(clippy::disallowed_methods)] // real processes and clocks
 
 use anyhow::{Context as _, Result, ensure};
 use geminga_bookie_client::grpc::{self, GrpcBookies};

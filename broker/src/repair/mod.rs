@@ -47,6 +47,8 @@ use std::time::Duration;
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 /// Changes are given this long to come together: a bookie that returns brings several.
 const SETTLE: Duration = Duration::from_millis(300);
+/// While something counts on a store that lost data, every ledger is looked at this often.
+const COUNTED_ON_AGAIN: Duration = Duration::from_secs(20);
 /// Every ledger is looked at this often, whatever happened: what a watch missed, and what an owner folded meanwhile.
 const AUDIT: Duration = Duration::from_secs(6 * 3600);
 
@@ -129,8 +131,7 @@ impl Controller {
             let all = now >= audit_at || seen.as_ref() != Some(&stores);
             let round = Round::new(d, &self.rng, standings);
             let done = round.run(all, &again).await;
-            let finished =
-                watch.is_ok() && done.as_ref().is_ok_and(|found| !found.stuck && !found.counted_on);
+            let finished = watch.is_ok() && done.as_ref().is_ok_and(|found| !found.stuck);
             match &done {
                 Ok(_) if all => {
                     seen = Some(stores);
@@ -144,7 +145,7 @@ impl Controller {
             let watched = match done {
                 Ok(found) => {
                     if found.counted_on {
-                        seen = None;
+                        audit_at = audit_at.min(now + COUNTED_ON_AGAIN);
                     }
                     again = found.stuck_owners;
                     found.open_on_lost

@@ -3,7 +3,8 @@
 //! incarnation, with all that could be read of it, and the copies it lacks are brought to it like to any new store.
 //!
 //! Proven by a look at every ledger, none of which was missed: of a closed one, other sound members hold each of its ids (asked); of an
-//! open one, fewer slots than acknowledge are unsound, so that each acknowledged entry is on a sound one and a recovery can decide.
+//! open one, fewer slots than acknowledge are unsound, so that each acknowledged entry is on a sound one and a recovery can decide;
+//! slots that were vacant in an earlier fragment held nothing that was acknowledged there.
 //! Ledgers begun meanwhile cannot have it: nobody places anything on a store in DataLoss.
 
 use super::standing::Standings;
@@ -50,10 +51,14 @@ impl Releases {
 
     /// A ledger that is open or in recovery.
     pub(super) fn look_at_open(&mut self, record: &LedgerRecord, standing: impl Fn(&BookieRef) -> Standing) {
-        for fragment in &record.fragments {
-            let sound =
-                |slot: &&Option<BookieRef>| slot.as_ref().is_some_and(|m| standing(m) == Standing::Sound);
-            let unsound = fragment.ensemble.len() - fragment.ensemble.iter().filter(sound).count();
+        let last = record.fragments.len().saturating_sub(1);
+        for (at, fragment) in record.fragments.iter().enumerate() {
+            // A recovery asks the last fragment, and a vacant slot answers nothing. Of the others all is acknowledged: on so many members.
+            let unsound = |slot: &&Option<BookieRef>| match slot {
+                Some(member) => standing(member) != Standing::Sound,
+                None => at == last,
+            };
+            let unsound = fragment.ensemble.iter().filter(unsound).count();
             if unsound >= record.quorum.ack() as usize {
                 fragment.ensemble.iter().flatten().for_each(|member| self.counted_on(member, record.id));
             }
