@@ -178,7 +178,8 @@ impl Bare {
                 Err(error) => return Err(error.context(format!("after {} ledgers", parts.len()))),
             };
             above = Some(ledger.id);
-            let first = std::mem::replace(&mut next, next + ledger.last.map_or(0, |last| last.0 + 1));
+            let first = next;
+            next += ledger.last.map_or(0, |last| last.0 + 1);
             parts.push(Part { ledger, first });
         }
         Ok(parts)
