@@ -86,7 +86,9 @@ impl Store {
             match segments.read(add.ledger, entry.id..=entry.id, 1, &self.blocks) {
                 Lookup::Found(found) => crcs.extend(found.iter().map(|e| (e.id, e.crc))),
                 Lookup::Absent => {}
-                // What cannot be read cannot be compared: a good copy is welcome, but a lie about a conflict is not possible.
+                // Copies of a closed ledger are what was written: they take the place of what cannot be read.
+                Lookup::Damaged if copies => {}
+                // What cannot be read cannot be compared: a lie about a conflict is not possible.
                 Lookup::Damaged => checked = Err(AddError::Unknown("segment is damaged")),
             }
         }

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use geminga_bookie::{Bookie, Config, InProcess};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
-use geminga_bookie_client::rpc::{Add, AddError, BookieRef, BookieRpc, Read, ReadAnswer, ReadClass};
+use geminga_bookie_client::rpc::{Add, AddError, BookieRef, BookieRpc, IdRange, Read, ReadAnswer, ReadClass};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
 use geminga_common::disk::sim::SimDisk;
@@ -239,6 +239,86 @@ async fn a_lost_volume_is_noticed_and_a_promotion_gives_a_new_incarnation() {
     node.stop().await;
 }
 
+/// Waits for what the figures are to show.
+async fn shows(bookie: &Bookie, done: impl Fn(&geminga_bookie::Figures) -> bool) {
+    let limit = Duration::from_secs(20);
+    let shown = async {
+        while !done(&bookie.figures()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(limit, shown).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_that_meets_damage_has_it_judged_and_copies_take_its_place() {
+    let disk = SimDisk::new();
+    let mut config = config(Path::new("/sim"));
+    config.block_bytes = 900;
+    config.ballast = 0;
+    let open = |tasks: &TaskGroup| {
+        Bookie::open(config.clone(), Arc::new(disk.clone()), SystemClock::shared(), tasks).unwrap()
+    };
+    let (tasks, ledger) = (TaskGroup::new(), LedgerId(1));
+    let bookie = open(&tasks);
+    let entries: Vec<Entry> = (0..20).map(|id| entry(1, id, 900)).collect();
+    bookie.store_copies(ledger, entries).await.unwrap();
+    bookie.flush_soon();
+    shows(&bookie, |figures| figures.segments == 1).await;
+    let (segment, _) =
+        disk.files().into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "seg")).unwrap();
+    disk.flip(&segment, 5200, 2);
+    let mut damage = bookie.damage();
+    assert_eq!(*damage.borrow(), 0);
+    let read = async |bookie: &Bookie, id| {
+        let (first, last) = (EntryId(id), EntryId(id));
+        bookie.read(Read { ledger, first, last, bytes_max: 1, class: ReadClass::Tail }).await
+    };
+    let all = IdRange { first: EntryId(0), last: EntryId(19) };
+    assert!(matches!(read(&bookie, 5).await, ReadAnswer::Unknown(_)));
+    // No scrub is due for days.
+    tokio::time::timeout(Duration::from_secs(20), damage.wait_for(|damage| *damage == 1))
+        .await
+        .unwrap()
+        .unwrap();
+    let held = bookie.presence(ledger, all).await.unwrap();
+    assert_eq!(
+        held.present.iter().map(|run| (run.first.0, run.last.0)).collect::<Vec<_>>(),
+        [(0, 4), (6, 19)]
+    );
+    // A writer's word is not taken for what cannot be compared, a copy of a closed ledger is.
+    let again = Add {
+        ledger,
+        term: Term(1),
+        lac: None,
+        lafr: None,
+        attributes: None,
+        entries: vec![entry(1, 5, 900)],
+    };
+    let (tell, told) = oneshot::channel();
+    bookie.add(again, Box::new(move |result| tell.send(result).unwrap()));
+    assert!(matches!(told.await.unwrap(), Err(AddError::Unknown(_))));
+    bookie.store_copies(ledger, vec![entry(1, 5, 900)]).await.unwrap();
+    assert_eq!(read(&bookie, 5).await, ReadAnswer::Found(vec![entry(1, 5, 900)]));
+    for sorted in [false, true] {
+        if sorted {
+            bookie.flush_soon();
+            shows(&bookie, |figures| figures.segments == 2).await;
+        }
+        assert_eq!(bookie.presence(ledger, all).await.unwrap().present, [all], "sorted to disk: {sorted}");
+    }
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+    drop(bookie);
+    let tasks = TaskGroup::new();
+    let bookie = open(&tasks);
+    assert_eq!(*bookie.damage().borrow(), 1, "remembered");
+    assert_eq!(read(&bookie, 5).await, ReadAnswer::Found(vec![entry(1, 5, 900)]));
+    assert_eq!(bookie.presence(ledger, all).await.unwrap().present, [all]);
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+}
+
 #[tokio::test]
 async fn a_bad_block_is_found_by_the_scrub_and_answers_unknown() {
     let disk = SimDisk::new();
@@ -258,20 +338,11 @@ async fn a_bad_block_is_found_by_the_scrub_and_answers_unknown() {
     bookie.add(add, Box::new(move |result| tell.send(result).unwrap()));
     told.await.unwrap().unwrap();
     bookie.flush_soon();
-    let wait = async |done: &dyn Fn(&geminga_bookie::Figures) -> bool| {
-        tokio::time::timeout(Duration::from_secs(20), async {
-            while !done(&bookie.figures()) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await
-        .unwrap();
-    };
-    wait(&|figures| figures.segments == 1).await;
+    shows(&bookie, |figures| figures.segments == 1).await;
     let segment =
         disk.files().into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "seg")).unwrap();
     disk.flip(&segment.0, 5200, 2);
-    wait(&|figures| figures.bad_blocks == 1).await;
+    shows(&bookie, |figures| figures.bad_blocks == 1).await;
     let read = async |bookie: &Bookie, id| {
         let (first, last) = (EntryId(id), EntryId(id));
         bookie.read(Read { ledger, first, last, bytes_max: 1, class: ReadClass::Repair }).await

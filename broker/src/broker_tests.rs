@@ -127,6 +127,7 @@ async fn register(rig: &Rig, broker: &Broker) {
             labels: Labels::default(),
             state: NodeState::ReadWrite,
             capacity_bytes: 1,
+            damage: 0,
         };
         let record = Op::put(broker.keys.bookie(&bookie.id), record.encode());
         put(rig, vec![record, live(broker, bookie)]).await;

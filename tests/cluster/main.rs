@@ -2,6 +2,7 @@
 //! whoever was killed or paused meanwhile.
 #![allow(clippy::disallowed_methods)] // real files, processes and clocks
 
+mod bare;
 mod repair;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -49,6 +50,25 @@ impl Cluster {
         let mut cluster = Self { dir, etcd, pulsar: String::new(), http: String::new(), settings };
         cluster.start()?;
         Ok(Some(cluster))
+    }
+
+    /// Only these of its processes.
+    fn up_only(what: &str, settings: &[(&str, &str)], names: &[&str]) -> Result<Option<Self>> {
+        let Some(etcd) = local::find(what, None) else { return Ok(None) };
+        let dir = tempfile::tempdir()?;
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let cluster = Self { dir, etcd, pulsar: String::new(), http: String::new(), settings };
+        cluster.start_only(names)?;
+        Ok(Some(cluster))
+    }
+
+    /// Starts those that do not run of these.
+    fn start_only(&self, names: &[&str]) -> Result<()> {
+        let etcd = self.etcd.to_str().context("the path is text")?;
+        let args = ["cluster", "up", "--pulsar-port", "0", "--http-port", "0", "--etcd", etcd];
+        let (good, said) = run_with(&self.settings, &[&args[..], names].concat(), self.dir.path())?;
+        ensure!(good, "up failed: {said}\n{}", self.logs());
+        Ok(())
     }
 
     /// Starts what does not run.
@@ -177,6 +197,15 @@ fn a_cluster_survives_the_death_of_a_bookie_and_of_its_broker() -> Result<()> {
         ensure!(got.payload == wanted, "message {n} is {:?}", String::from_utf8_lossy(&got.payload[..10]));
     }
     ensure!(all.windows(2).all(|pair| pair[0].position < pair[1].position), "positions go back");
+
+    // A paused process is not started a second time, and one can be ended by name.
+    cluster.signal("bookie-2", "-STOP")?;
+    let refused = cluster.start_only(&["bookie-2"]).map_err(|error| error.to_string());
+    ensure!(refused.as_ref().is_err_and(|said| said.contains("is paused")), "{refused:?}");
+    let (good, said) = run(&["cluster", "down", "bookie-2"], cluster.dir.path())?;
+    ensure!(good && said.contains("bookie-2 ended") && !said.contains("broker"), "{said}");
+    let refused = cluster.start_only(&["bookie-9"]).map_err(|error| error.to_string());
+    ensure!(refused.as_ref().is_err_and(|said| said.contains("there is no `bookie-9`")), "{refused:?}");
 
     let (good, said) = run(&["cluster", "down"], cluster.dir.path())?;
     ensure!(good && said.contains("all is down"), "{said}");

@@ -4,21 +4,9 @@
 
 use super::{Cluster, PATIENCE, again, payload};
 use anyhow::{Context as _, Result, ensure};
-use geminga_bookie_client::grpc::{self, GrpcBookies};
-use geminga_bookie_client::record::{ClosedLedger, LedgerRecord};
-use geminga_bookie_client::registry::Registry;
-use geminga_bookie_client::repair::plan::Job;
-use geminga_bookie_client::repair::plan::{Standing, first_missing, ids_of, needs};
-use geminga_bookie_client::rpc::{BookieRef, BookieRpc};
-use geminga_broker::cursor::chain::Chain;
-use geminga_broker::managed_ledger::record as topic_record;
-use geminga_common::metadata::etcd::{Config, EtcdStore};
-use geminga_common::metadata::keys::Keys;
-use geminga_common::metadata::list_all;
-use geminga_common::tasks::TaskGroup;
+use geminga_tests::audit::Auditor;
 use geminga_tests::client::Client;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Ledgers roll after a hundred entries; nobody waits long for a bookie.
 const SETTINGS: [(&str, &str); 4] = [
@@ -68,91 +56,6 @@ fn read_all(url: &str, name: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// Metadata and bookies, seen from outside.
-struct Auditor {
-    store: Arc<EtcdStore>,
-    registry: Registry,
-    bookies: GrpcBookies,
-    keys: Keys,
-    _tasks: TaskGroup,
-}
-
-impl Auditor {
-    async fn new(etcd: String) -> Result<Self> {
-        let (tasks, keys) = (TaskGroup::new(), Keys::new("local"));
-        let store = Arc::new(EtcdStore::connect(Config::plain(vec![etcd]), &tasks).await?);
-        let registry = Registry::start(store.clone(), keys.clone(), &tasks).await?;
-        let bookies =
-            GrpcBookies::new(grpc::Config::new("local", "audit"), registry.resolve(), tasks.clone());
-        Ok(Self { store, registry, bookies, keys, _tasks: tasks })
-    }
-
-    async fn ledgers(&self) -> Result<Vec<ClosedLedger>> {
-        let mut all = Vec::new();
-        for record in list_all(&*self.store, &self.keys.all_topics_prefix()).await? {
-            all.extend(topic_record::closed_ledgers(&record.value)?);
-        }
-        for record in list_all(&*self.store, &self.keys.all_cursor_logs_prefix()).await? {
-            all.extend(Chain::decode(&record.value)?.closed);
-        }
-        Ok(all)
-    }
-
-    /// What is not whole; `None` when every closed ledger is on all of its write quorum.
-    async fn wrong(&self) -> Result<Option<String>> {
-        for record in list_all(&*self.store, &self.keys.ledgers_prefix()).await? {
-            let record = LedgerRecord::decode(&record.value)?;
-            if !record.repair.is_empty() {
-                return Ok(Some(format!("ledger {} has repair recorded: {:?}", record.id, record.state)));
-            }
-        }
-        let view = self.registry.view();
-        let standing = |member: &BookieRef| {
-            let record = view.bookies.get(&member.id).and_then(|known| known.record.as_ref());
-            let same = record.is_some_and(|record| record.incarnation == member.incarnation);
-            if same { Standing::Sound } else { Standing::Gone }
-        };
-        for ledger in self.ledgers().await? {
-            if !needs(&ledger, standing).none() {
-                return Ok(Some(format!("ledger {} needs {:?}", ledger.id, needs(&ledger, standing))));
-            }
-            if let Some(wrong) = self.copies_lack(&ledger).await? {
-                return Ok(Some(wrong));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Asks every member for what its slot is to hold.
-    async fn copies_lack(&self, ledger: &ClosedLedger) -> Result<Option<String>> {
-        for (at, fragment) in ledger.fragments.iter().enumerate() {
-            let Some(ids) = ids_of(ledger, at) else { continue };
-            for (slot, member) in fragment.ensemble.iter().enumerate() {
-                let member = member.as_ref().context("a vacancy")?;
-                let held = self.bookies.presence(member, ledger.id, ids).await;
-                let Ok(held) = held else { return Ok(Some(format!("{member} cannot be asked"))) };
-                let job = Job { fragment: at, slot: slot as u32, ids, keep: None, copies: 0 };
-                if let Some(id) = first_missing(ledger.quorum, &job, &held.present) {
-                    return Ok(Some(format!("{member} lacks entry {id} of ledger {}", ledger.id)));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    async fn whole(&self) -> Result<Duration> {
-        let begun = Instant::now();
-        loop {
-            let wrong = self.wrong().await?;
-            match wrong {
-                None => return Ok(begun.elapsed()),
-                Some(wrong) => ensure!(begun.elapsed() < WHOLE_WITHIN, "still not whole: {wrong}"),
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-}
-
 #[test]
 fn a_bookie_that_comes_back_and_one_that_comes_back_empty_are_caught_up() -> Result<()> {
     let Some(mut cluster) = Cluster::up_with("repair in a cluster", &SETTINGS)? else { return Ok(()) };
@@ -170,7 +73,7 @@ fn a_bookie_that_comes_back_and_one_that_comes_back_empty_are_caught_up() -> Res
     let wrong = runtime.block_on(auditor.wrong())?;
     ensure!(wrong.is_some(), "with a bookie down every ledger is whole: the audit sees nothing");
     cluster.start()?;
-    let took = runtime.block_on(auditor.whole()).with_context(|| cluster.logs())?;
+    let took = runtime.block_on(auditor.whole(WHOLE_WITHIN)).with_context(|| cluster.logs())?;
     println!("whole {} ms after the bookie came back", took.as_millis());
 
     // Empty: another store under the name.
@@ -178,7 +81,7 @@ fn a_bookie_that_comes_back_and_one_that_comes_back_empty_are_caught_up() -> Res
     std::fs::remove_dir_all(cluster.dir.path().join("bookie-2"))?;
     publish(&cluster.pulsar, "b", 130..300).with_context(|| cluster.logs())?;
     cluster.start()?;
-    let took = runtime.block_on(auditor.whole()).with_context(|| cluster.logs())?;
+    let took = runtime.block_on(auditor.whole(WHOLE_WITHIN)).with_context(|| cluster.logs())?;
     println!("whole {} ms after the bookie came back empty", took.as_millis());
 
     publish(&cluster.pulsar, "a", 620..700).with_context(|| cluster.logs())?;

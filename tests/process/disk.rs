@@ -8,7 +8,7 @@ use geminga_tests::process::{Standalone, refused};
 use geminga_tests::wire::Wire;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LEFT_OUT: &str =
     "left out: a full disk needs a file system that can be mounted (root, mkfs.ext4 or tmpfs)";

@@ -2,8 +2,10 @@
 
 use super::Core;
 use crate::Room;
+use crate::segments::SegmentSet;
 use crate::shard::Status;
-use crate::store::{Flushed, STEP};
+use crate::store::{Flushed, STEP, Store};
+use geminga_bookie_client::rpc::{Doubt, ReadAnswer};
 use geminga_common::clock::Mono;
 use parking_lot::MutexGuard;
 use std::io;
@@ -78,6 +80,16 @@ impl Core {
         }
         if !inbox.ops.is_empty() || inbox.marker_at.is_some() {
             self.work.notify_one();
+        }
+    }
+
+    /// A reader met damage: the housekeeper looks at it without waiting for the scrub.
+    pub(super) fn judge_soon(&self, answer: &ReadAnswer, segments: &SegmentSet) {
+        let news =
+            || Store::has_suspects(segments) || self.store.damage() != self.node.damage_of(self.number);
+        if matches!(answer, ReadAnswer::Unknown(Doubt::Damaged)) && news() {
+            self.background.lock().keep = true;
+            self.keeper.notify_one();
         }
     }
 
@@ -173,6 +185,7 @@ impl Core {
             }
             Ok(()) => {}
         }
+        self.node.damage(self.number, self.store.damage());
         let now = self.store.clock.mono();
         let changed = self.store.look();
         let (room, full) = {
@@ -193,6 +206,7 @@ impl Core {
         let now = self.store.clock.mono();
         let mut more = false;
         if asked {
+            self.store.judge_suspects()?;
             self.store.collect()?;
             more = self.store.merge_once()?;
             if more {

@@ -62,11 +62,26 @@ struct Node {
     health: watch::Sender<Health>,
     rooms: Mutex<Vec<Room>>,
     room: watch::Sender<Room>,
+    /// Per shard.
+    damages: Mutex<Vec<u64>>,
+    damage: watch::Sender<u64>,
 }
 
 impl Node {
     fn fail(&self) {
         self.health.send_if_modified(|health| std::mem::replace(health, Health::Failed) != Health::Failed);
+    }
+
+    /// Takes in how much of a shard's segments does not check.
+    fn damage(&self, shard: usize, damage: u64) {
+        let mut damages = self.damages.lock();
+        damages[shard] = damage;
+        let all = damages.iter().sum();
+        self.damage.send_if_modified(|known| std::mem::replace(known, all) != all);
+    }
+
+    fn damage_of(&self, shard: usize) -> u64 {
+        self.damages.lock()[shard]
     }
 
     fn room(&self, shard: usize, room: Room) {
@@ -126,7 +141,10 @@ impl Bookie {
         let (losses, rooms): (Vec<bool>, Vec<Room>) = stores.iter().map(state).unzip();
         let health = if losses.contains(&true) { Health::DataLoss } else { Health::Serving };
         let fullest = rooms.iter().copied().max().unwrap_or_default();
+        let damages: Vec<u64> = stores.iter().map(Store::damage).collect();
         let node = Arc::new(Node {
+            damage: watch::Sender::new(damages.iter().sum()),
+            damages: Mutex::new(damages),
             health: watch::Sender::new(health),
             rooms: Mutex::new(rooms),
             room: watch::Sender::new(fullest),
@@ -221,6 +239,7 @@ impl Bookie {
                 let unreachable = ReadAnswer::Unknown(geminga_bookie_client::rpc::Doubt::Unreachable);
                 let job = move |core: &Core| {
                     let answer = core.store.read_segments(&segments, &read);
+                    core.judge_soon(&answer, &segments);
                     let bytes = match &answer {
                         ReadAnswer::Found(entries) => entries.iter().map(|e| e.size() as u64).sum(),
                         _ => 0,
@@ -289,6 +308,13 @@ impl Bookie {
     #[must_use]
     pub fn room(&self) -> watch::Receiver<Room> {
         self.node.room.subscribe()
+    }
+
+    /// Blocks and footers of segments that are known not to check, watched. What they held answers `Unknown` until it has been copied
+    /// here again; the number does not fall by that.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<u64> {
+        self.node.damage.subscribe()
     }
 
     /// What is stored and what was done. Costs a look at every ledger: for scrapes, not for calls.

@@ -15,8 +15,8 @@ mod registration;
 use crate::service::{self, Service};
 use crate::{Bookie, Health, OpenError};
 use geminga_bookie_client::grpc::{self, GrpcBookies};
-use geminga_bookie_client::registry::Registry;
 use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
+use geminga_bookie_client::registry::{Registry, View};
 use geminga_common::clock::Clock;
 use geminga_common::disk::Disk;
 use geminga_common::error::{Code, Coded};
@@ -106,6 +106,9 @@ pub enum NodeError {
     /// A write or sync failed: the store takes nothing any more.
     #[error("the store has failed; see the log, repair the volume, start again")]
     Failed,
+    /// The store lost something, and the cluster has let go of what it was: it may start again as another.
+    #[error("the cluster has let go of the damaged store; it becomes a new one")]
+    Released,
     /// Told to stop before it was ready.
     #[error("stopped before it was ready")]
     Stopped,
@@ -124,6 +127,7 @@ impl Coded for NodeError {
             Self::Record(_) => Code::FORMAT_TOO_NEW,
             Self::Metadata(_) => Code::METADATA_UNAVAILABLE,
             Self::Failed => Code::DISK_FAILED,
+            Self::Released => Code::DATA_LOSS,
             Self::Stopped => Code::SHUTTING_DOWN,
             Self::Service(_) => Code::INTERNAL,
         }
@@ -132,6 +136,8 @@ impl Coded for NodeError {
 
 /// How long open calls may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long to wait for a store that somebody still holds.
+const RENEW_PAUSE: Duration = Duration::from_millis(100);
 /// How long threads may take to end.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -144,29 +150,63 @@ pub struct Node {
     service_tasks: TaskGroup,
     storage_tasks: TaskGroup,
     ended: watch::Receiver<Option<String>>,
+    registry: Registry,
 }
 
-/// Runs a node until it is told to stop or fails; `ready` is called once it serves.
+/// Runs a node until it is told to stop or fails; `ready` is called each time it serves: a store that lost something becomes another
+/// one once the cluster has let go of what it was.
 ///
 /// # Errors
 /// It did not start, or its store failed.
 pub async fn run(
     config: Config,
     parts: Parts,
-    ready: impl FnOnce(&Node),
+    ready: impl Fn(&Node),
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
-    let node = tokio::select! {
-        node = Node::start(config, parts) => node?,
-        () = shutdown.cancelled() => return Err(NodeError::Stopped),
-    };
-    ready(&node);
-    let end = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        error = node.failure() => Err(error),
-    };
-    node.stop().await;
-    end
+    loop {
+        let started = tokio::select! {
+            node = Node::start(config.clone(), parts.clone()) => node,
+            () = shutdown.cancelled() => return Err(NodeError::Stopped),
+        };
+        let end = match started {
+            Ok(node) => {
+                ready(&node);
+                let end = tokio::select! {
+                    () = shutdown.cancelled() => Ok(()),
+                    error = node.failure() => Err(error),
+                };
+                node.stop().await;
+                end
+            }
+            Err(error) => Err(error),
+        };
+        match end {
+            Err(NodeError::Released) => renew(&config.store, &parts).await?,
+            end => return end,
+        }
+    }
+}
+
+/// Gives a store that lost something a new incarnation, with all of it that can be read.
+async fn renew(config: &crate::Config, parts: &Parts) -> Result<(), NodeError> {
+    // Whoever still holds the store that was open lets go of it soon.
+    let mut left = DRAIN.as_millis() / RENEW_PAUSE.as_millis();
+    loop {
+        let (tasks, config) = (TaskGroup::new(), config.clone());
+        let (disk, clock) = (parts.disk.clone(), parts.clock.clone());
+        match on_thread(&tasks, "bookie-renew", move || crate::promote(config, disk, clock)).await {
+            Err(OpenError::InUse) if left > 0 => {
+                left -= 1;
+                tokio::time::sleep(RENEW_PAUSE).await;
+            }
+            renewed => {
+                let incarnation = renewed?;
+                tracing::warn!(%incarnation, "the store starts again as a new one, with what can be read of the old one");
+                return Ok(());
+            }
+        }
+    }
 }
 
 impl Node {
@@ -204,6 +244,7 @@ impl Node {
             labels: config.labels.clone(),
             state: NodeState::ReadWrite,
             capacity_bytes: config.capacity_bytes,
+            damage: *bookie.damage().borrow(),
         };
         let mine =
             registration::Mine { data_loss: *bookie.health().borrow() == Health::DataLoss, record: mine };
@@ -233,10 +274,11 @@ impl Node {
             let why = service.serve(listener).await.err().map(|error| error.to_string());
             tell.send_replace(Some(why.unwrap_or_else(|| "stopped".to_owned())));
         });
+        registration::keep_damage_told(parts.metadata.clone(), keys.clone(), &bookie, &service_tasks);
         let key = keys.live_bookie(bookie.id());
         let liveness =
             liveness::Liveness::start(parts.metadata, key, live.encode(), config.lease_ttl, &storage_tasks);
-        Ok(Self { bookie, address, state, liveness, service_tasks, storage_tasks, ended })
+        Ok(Self { bookie, address, state, liveness, service_tasks, storage_tasks, ended, registry })
     }
 
     /// Its store.
@@ -260,7 +302,18 @@ impl Node {
     /// Waits until the node can go on no longer.
     pub async fn failure(&self) -> NodeError {
         let (mut health, mut ended) = (self.bookie.health(), self.ended.clone());
+        let (id, incarnation) = (self.bookie.id(), self.bookie.incarnation());
+        let let_go = |view: &View| {
+            let record = view.bookies.get(id).and_then(|known| known.record.as_ref());
+            record.is_some_and(|r| r.incarnation == incarnation && r.state == NodeState::Lost)
+        };
+        let released = async {
+            if self.state != NodeState::DataLoss || self.registry.until(let_go).await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
+            () = released => NodeError::Released,
             _ = health.wait_for(|health| *health == Health::Failed) => NodeError::Failed,
             ended = ended.wait_for(Option::is_some) => {
                 NodeError::Service(ended.ok().and_then(|why| why.clone()).unwrap_or_default())
@@ -292,12 +345,18 @@ impl Drop for Node {
 
 /// Opens the store on a thread: it blocks on the disk until the journal is replayed.
 async fn open(config: &crate::Config, parts: &Parts, tasks: &TaskGroup) -> Result<Bookie, NodeError> {
-    let (tell, told) = oneshot::channel();
     let (config, disk, clock) = (config.clone(), parts.disk.clone(), parts.clock.clone());
     let group = tasks.clone();
-    tasks.thread("bookie-open", OnFailure::StopProcess, move || {
-        // Nobody waits any more when the start was given up; the store then closes with its group.
-        let _gone = tell.send(Bookie::open(config, disk, clock, &group));
-    });
-    Ok(told.await.map_err(|_| NodeError::Stopped)??)
+    Ok(on_thread(tasks, "bookie-open", move || Bookie::open(config, disk, clock, &group)).await?)
+}
+
+/// Runs what blocks on the disk. Nobody waits any more when the start was given up; the store then closes with its group.
+async fn on_thread<T: Send + 'static>(
+    tasks: &TaskGroup,
+    name: &'static str,
+    work: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
+) -> Result<T, OpenError> {
+    let (tell, told) = oneshot::channel();
+    tasks.thread(name, OnFailure::StopProcess, move || drop(tell.send(work())));
+    told.await.unwrap_or_else(|_| Err(OpenError::Disk(std::io::Error::other("the thread ended"))))
 }

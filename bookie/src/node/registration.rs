@@ -6,6 +6,7 @@
 //! | same incarnation, fewer or as many starts | sound | starts, address and labels are updated; the state stays: a drain outlives a restart |
 //! | same incarnation, more starts | | the volume went back in time: DataLoss, whatever the disk says |
 //! | same incarnation, DataLoss | | DataLoss stays: only a controller's proof lifts it, with a new incarnation |
+//! | same incarnation, Lost | damaged | nothing counts on it any more: it gets a new incarnation and starts again with what it has |
 //! | same incarnation, Gone or Lost | | the start is refused: ledgers no longer count on this store |
 //! | another incarnation | sound | another store under the same name: ledgers that count on the old one know that by its incarnation |
 //! | | damaged | DataLoss |
@@ -14,12 +15,15 @@
 //! equal counts are the same start, asked twice because an answer was lost.
 
 use super::NodeError;
+use crate::Bookie;
 use geminga_bookie_client::registry::record::{BookieRecord, LiveRecord, NodeState};
 use geminga_common::ids::BookieId;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Txn, TxnOutcome};
 use geminga_common::retry::Backoff;
 use geminga_common::rng::Rng;
+use geminga_common::tasks::{OnFailure, TaskGroup};
+use std::sync::Arc;
 use std::time::Duration;
 
 const BACKOFF: Backoff =
@@ -32,11 +36,23 @@ pub(super) struct Mine {
     pub(super) data_loss: bool,
 }
 
-/// The record to be written; `None` when the cluster has given this store up.
-pub(super) fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Option<BookieRecord> {
+/// What follows from a start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Start {
+    /// This record is to be written.
+    Write(BookieRecord),
+    /// The cluster has given this store up.
+    Refused,
+    /// The cluster has let go of what this damaged store was: it may become another.
+    Released,
+}
+
+/// See the table.
+pub(super) fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Start {
     let same = known.filter(|known| known.incarnation == mine.record.incarnation);
     let state = match same {
-        Some(known) if matches!(known.state, NodeState::Gone | NodeState::Lost) => return None,
+        Some(known) if known.state == NodeState::Lost && mine.data_loss => return Start::Released,
+        Some(known) if matches!(known.state, NodeState::Gone | NodeState::Lost) => return Start::Refused,
         Some(known) if known.boot > mine.record.boot => NodeState::DataLoss,
         Some(known) if known.state == NodeState::Provisioning => NodeState::ReadWrite,
         Some(known) => known.state,
@@ -44,7 +60,7 @@ pub(super) fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Option<Bookie
     };
     let state = if mine.data_loss { NodeState::DataLoss } else { state };
     let boot = same.map_or(0, |known| known.boot).max(mine.record.boot);
-    Some(BookieRecord { state, boot, ..mine.record.clone() })
+    Start::Write(BookieRecord { state, boot, ..mine.record.clone() })
 }
 
 /// Writes the record, for as long as it takes; answers the state.
@@ -70,7 +86,11 @@ async fn attempt(
         tracing::error!(bookie = %id, %error, "bookie record cannot be read");
         NodeError::Record(id.to_string())
     })?;
-    let record = decide(known.as_ref(), mine).ok_or_else(|| NodeError::Retired(id.to_string()))?;
+    let record = match decide(known.as_ref(), mine) {
+        Start::Write(record) => record,
+        Start::Refused => return Err(NodeError::Retired(id.to_string())),
+        Start::Released => return Err(NodeError::Released),
+    };
     if record.state == NodeState::DataLoss {
         tracing::error!(
             bookie = %id,
@@ -87,6 +107,63 @@ async fn attempt(
     match meta.txn(txn).await? {
         TxnOutcome::Committed(_) => Ok(Some(record.state)),
         // Somebody changed it meanwhile: look again.
+        TxnOutcome::CompareFailed => Ok(None),
+    }
+}
+
+/// Tells the cluster of damage to segments as it is found, so that what was lost is copied here again.
+pub(super) fn keep_damage_told(meta: Arc<dyn MetadataStore>, keys: Keys, bookie: &Bookie, tasks: &TaskGroup) {
+    let (mut damage, bookie, stop) = (bookie.damage(), bookie.clone(), tasks.token());
+    tasks.spawn("bookie-damage", OnFailure::Log, async move {
+        let telling = async {
+            // Not `changed` first: damage may have been found between the registration and here.
+            loop {
+                let now = *damage.borrow_and_update();
+                tell_damage_patiently(&*meta, &keys, &bookie, now).await;
+                if damage.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = telling => {}
+        }
+    });
+}
+
+async fn tell_damage_patiently(meta: &dyn MetadataStore, keys: &Keys, bookie: &Bookie, damage: u64) {
+    let (mut rng, mut failures) = (Rng::from_system(), 0);
+    loop {
+        match tell_damage(meta, keys, bookie, damage).await {
+            Ok(Some(())) => return,
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the cluster cannot be told of damage to segments yet");
+                failures += 1;
+            }
+        }
+        tokio::time::sleep(BACKOFF.delay(failures, &mut rng)).await;
+    }
+}
+
+async fn tell_damage(
+    meta: &dyn MetadataStore,
+    keys: &Keys,
+    bookie: &Bookie,
+    damage: u64,
+) -> Result<Option<()>, NodeError> {
+    let key = keys.bookie(bookie.id());
+    let Some(stored) = meta.get(&key).await? else { return Ok(Some(())) };
+    let record = BookieRecord::decode(&stored.value);
+    let record = record.map_err(|_| NodeError::Record(bookie.id().to_string()))?;
+    if record.incarnation != bookie.incarnation() || record.damage == damage {
+        return Ok(Some(()));
+    }
+    let compare = Compare::ModRevision(key.clone(), stored.mod_revision);
+    let put = Op::put(key, BookieRecord { damage, ..record }.encode());
+    match meta.txn(Txn { compares: vec![compare], ops: vec![put] }).await? {
+        TxnOutcome::Committed(_) => Ok(Some(())),
         TxnOutcome::CompareFailed => Ok(None),
     }
 }
@@ -144,6 +221,7 @@ mod tests {
             labels: Labels::default(),
             state,
             capacity_bytes: 0,
+            damage: 0,
         }
     }
 
@@ -153,7 +231,11 @@ mod tests {
 
     fn after(known: Option<(u64, u64, NodeState)>, mine: &Mine) -> Option<(u64, u64, NodeState)> {
         let known = known.map(|(incarnation, boot, state)| record(incarnation, boot, state));
-        decide(known.as_ref(), mine).map(|r| (r.incarnation.0, r.boot, r.state))
+        match decide(known.as_ref(), mine) {
+            Start::Write(r) => Some((r.incarnation.0, r.boot, r.state)),
+            Start::Refused => None,
+            Start::Released => panic!("released"),
+        }
     }
 
     #[test]
@@ -186,6 +268,9 @@ mod tests {
         for state in [ReadWrite, DataLoss, Gone, Lost] {
             assert_eq!(after(Some((1, 9, state)), &mine(2, 1)), Some((2, 1, ReadWrite)));
         }
+        let damaged = Mine { data_loss: true, ..mine(1, 10) };
+        assert_eq!(decide(Some(&record(1, 9, Lost)), &damaged), Start::Released, "what it was is let go of");
+        assert_eq!(decide(Some(&record(1, 9, Gone)), &damaged), Start::Refused);
         for state in [Gone, Lost] {
             assert_eq!(after(Some((1, 9, state)), &mine(1, 10)), None);
         }

@@ -56,6 +56,8 @@ pub(crate) struct Segment {
     has_bad: AtomicBool,
     /// Offsets of what readers met and the log has named.
     named: Mutex<BTreeSet<u64>>,
+    /// Offsets of blocks that a reader found damaged and nobody has judged yet.
+    suspects: Mutex<BTreeSet<u64>>,
     /// As in the row, but as of now.
     pub(crate) live: AtomicU64,
     pub(crate) punch_due: AtomicBool,
@@ -98,6 +100,7 @@ impl Segment {
             bad: Mutex::default(),
             has_bad: AtomicBool::new(false),
             named: Mutex::default(),
+            suspects: Mutex::default(),
             punched_to: AtomicU64::new(0),
             unmergeable: AtomicBool::new(false),
         }
@@ -126,9 +129,9 @@ impl Segment {
         &self.path
     }
 
-    /// Names a block that a reader met and that does not check, once. The reader may have been unlucky: to mark it for good is the
-    /// scrub's to do.
-    fn name(&self, offset: u64, ledger: LedgerId, first: EntryId) {
+    /// A reader met a block that does not check: the log names it once. The reader may have been unlucky, so it is only suspected.
+    fn met(&self, offset: u64, ledger: LedgerId, first: EntryId) {
+        self.suspect(offset);
         if self.named.lock().insert(offset) {
             let file = self.path.display();
             tracing::warn!(
@@ -136,6 +139,21 @@ impl Segment {
                 "a block does not check: what it holds cannot be read here until repair or a copy brings it back"
             );
         }
+    }
+
+    /// A block does not check, says who read it. What is known to be bad is no news.
+    pub(crate) fn suspect(&self, offset: u64) {
+        if !self.is_bad(offset) {
+            self.suspects.lock().insert(offset);
+        }
+    }
+
+    pub(crate) fn take_suspects(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.suspects.lock())
+    }
+
+    pub(crate) fn has_suspects(&self) -> bool {
+        !self.suspects.lock().is_empty()
     }
 
     /// Blocks that did not check.
@@ -230,17 +248,16 @@ impl Segment {
             let piece = self.fetch(&blocks[at..end.max(at + 1)], bytes_max - bytes.min(bytes_max), cache);
             let piece = match piece {
                 Ok(piece) => piece,
-                Err(_) if !out.is_empty() => return Ok(out),
                 Err(damaged) => {
-                    self.name(blocks[at].offset, ledger, first);
-                    return Err(damaged);
+                    self.met(blocks[at].offset, ledger, first);
+                    return if out.is_empty() { Err(damaged) } else { Ok(out) };
                 }
             };
             for (number, block) in piece.iter().enumerate() {
                 let place = &blocks[at + number];
                 let opened = format::open_block(block, self.row.id, place.offset);
                 let Some(entries) = opened.filter(|_| !self.is_bad(place.offset)) else {
-                    self.name(place.offset, ledger, first);
+                    self.met(place.offset, ledger, first);
                     return if out.is_empty() { Err(Damaged) } else { Ok(out) };
                 };
                 for item in entries {

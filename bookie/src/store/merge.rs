@@ -85,6 +85,8 @@ impl Store {
                 self.discard(id);
                 tracing::warn!(segment = inputs[at].row.id, "a segment does not check and is left as it is");
                 inputs[at].unmergeable.store(true, Ordering::Relaxed);
+                let blocks = inputs[at].footer().map(|footer| &footer.blocks[..]).unwrap_or_default();
+                blocks.iter().for_each(|block| inputs[at].suspect(block.offset));
                 return Ok(true);
             }
             Err(Stopped::Disk(error)) => {

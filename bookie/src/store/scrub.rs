@@ -1,12 +1,13 @@
 //! Scrub: every block of every segment is read and checked once in a period, so that rot is found while other copies are sound.
 //!
 //! A block that does not check goes into the manifest and answers `Unknown` from then on; readers take other replicas, and repair has a
-//! range to work on. What died meanwhile is not judged: its bytes may have been given back.
+//! range to work on. What died meanwhile is not judged: its bytes may have been given back. A block that a reader found damaged is judged
+//! at once, whatever the period.
 
 use super::Store;
 use crate::gc;
 use crate::manifest::{BadBlock, Change};
-use crate::segments::Segment;
+use crate::segments::{Segment, SegmentSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,18 +86,57 @@ impl Store {
         if !bad.is_empty() {
             let now = dead();
             bad.retain(|(at, _)| !now[*at]);
-            let bad: Vec<BadBlock> = bad.into_iter().map(|(_, block)| block).collect();
-            for block in &bad {
-                tracing::error!(
-                    file = %segment.path().display(),
-                    offset = block.offset,
-                    "a block does not check any more"
-                );
-                segment.mark_bad(block.offset);
-            }
-            self.change(&Change { bad, scrub: Some(segment.row.id), ..Change::default() })?;
+            let bad = bad.into_iter().map(|(_, block)| block).collect();
+            self.condemn(segment, bad, Some(segment.row.id))?;
         }
         Ok((read, *at >= footer.blocks.len()))
+    }
+
+    /// Judges the blocks that readers found damaged.
+    pub(crate) fn judge_suspects(&self) -> io::Result<()> {
+        let _tidy = self.tidy.lock();
+        let set = self.shard.lock().segments.clone();
+        for segment in &set.all {
+            let suspects = segment.take_suspects();
+            let (false, Ok(footer)) = (suspects.is_empty(), segment.footer()) else { continue };
+            let gone = self.gone(&footer.runs.iter().map(|run| run.ledger).collect());
+            let dead = gc::dead_blocks(footer, |ledger| gone.contains(&ledger));
+            let blocks = footer.blocks.iter().zip(dead);
+            let bad = blocks.filter(|(block, dead)| {
+                let fresh = suspects.contains(&block.offset) && !segment.is_bad(block.offset);
+                !dead && fresh && segment.verified(block).is_err()
+            });
+            let bad = bad.map(|(b, _)| BadBlock { segment: segment.row.id, offset: b.offset, len: b.len });
+            self.condemn(segment, bad.collect(), None)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down that blocks do not check; they answer `Unknown` from now on.
+    fn condemn(&self, segment: &Segment, bad: Vec<BadBlock>, scrub: Option<u64>) -> io::Result<()> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        for block in &bad {
+            tracing::error!(
+                file = %segment.path().display(),
+                offset = block.offset,
+                "a block does not check any more: its entries are lost here"
+            );
+            segment.mark_bad(block.offset);
+        }
+        self.change(&Change { bad, scrub, ..Change::default() })
+    }
+
+    /// Blocks and footers that are known not to check.
+    pub(crate) fn damage(&self) -> u64 {
+        let set = self.shard.lock().segments.clone();
+        set.all.iter().map(|s| s.bad_blocks() as u64 + u64::from(s.footer_is_bad())).sum()
+    }
+
+    /// Whether readers found something damaged that nobody has judged yet, among these.
+    pub(crate) fn has_suspects(segments: &SegmentSet) -> bool {
+        segments.all.iter().any(|segment| segment.has_suspects())
     }
 
     /// The segment that checking stands at.

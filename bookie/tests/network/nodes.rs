@@ -1,6 +1,7 @@
 //! Nodes: registration, liveness, identity, and who is not let in.
 
-use crate::support::{CLUSTER, id};
+use crate::support::{CLUSTER, entry, id};
+use geminga_bookie::Bookie;
 use geminga_bookie::node::{Config, Node, NodeError, Parts};
 use geminga_bookie_client::registry::Registry;
 use geminga_bookie_client::registry::record::{BookieRecord, NodeState};
@@ -8,7 +9,7 @@ use geminga_bookie_client::rpc::{Doubt, Read, ReadAnswer, ReadClass};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
 use geminga_common::error::{Code, Coded};
-use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::memory::MemoryStore;
 use geminga_common::metadata::{MetadataStore, Op, Txn};
@@ -16,6 +17,7 @@ use geminga_common::tasks::TaskGroup;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) fn metadata() -> Arc<MemoryStore> {
     Arc::new(MemoryStore::new(SystemClock::shared()))
@@ -104,4 +106,55 @@ async fn a_name_that_lives_and_a_store_given_up_are_refused() {
     change(&metadata, "b1", |record| record.state = NodeState::Lost).await;
     let retired = Node::start(config("b1", other.path()), parts(&metadata)).await.err().unwrap();
     assert!(matches!(retired, NodeError::Retired(_)), "{retired}");
+}
+
+/// What a served node looks like: its incarnation, its state, its store.
+type Served = (Incarnation, NodeState, Bookie);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_lost_something_starts_again_as_another_once_it_is_let_go_of() {
+    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    let kept = entry(7, 0, 100);
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    let old = node.bookie().incarnation();
+    node.bookie().store_copies(LedgerId(7), vec![kept.clone()]).await.unwrap();
+    let bookie = node.bookie().clone();
+    bookie.flush_soon();
+    while bookie.figures().segments == 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(bookie);
+    node.stop().await;
+    std::fs::remove_file(dir.path().join("b1/manifest.redb")).unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::channel::<Served>(4);
+    let shutdown = CancellationToken::new();
+    let (config, parts, stop) = (config("b1", dir.path()), parts(&metadata), shutdown.clone());
+    let ready = |node: &Node| {
+        let served = (node.bookie().incarnation(), node.state(), node.bookie().clone());
+        tell.try_send(served).unwrap();
+    };
+    let story = async {
+        let (incarnation, state, bookie) = told.recv().await.unwrap();
+        assert_eq!((incarnation, state), (old, NodeState::DataLoss));
+        let more = vec![entry(7, 1, 100)];
+        assert!(bookie.store_copies(LedgerId(7), more.clone()).await.is_err(), "it takes nothing");
+        drop(bookie);
+        change(&metadata, "b1", |record| record.state = NodeState::Lost).await;
+        let again = tokio::time::timeout(Duration::from_secs(30), told.recv()).await.unwrap();
+        let (incarnation, state, bookie) = again.unwrap();
+        assert!(incarnation != old && state == NodeState::ReadWrite);
+        let (ledger, first) = (LedgerId(7), EntryId(0));
+        let read = Read { ledger, first, last: first, bytes_max: 1, class: ReadClass::Tail };
+        assert_eq!(
+            bookie.read(read).await,
+            ReadAnswer::Found(vec![kept]),
+            "what could be read is still there"
+        );
+        bookie.store_copies(LedgerId(7), more).await.unwrap();
+        drop(bookie);
+        shutdown.cancel();
+    };
+    let running = geminga_bookie::node::run(config, parts, ready, stop);
+    let (ended, ()) = tokio::join!(running, story);
+    ended.unwrap();
 }

@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `leader` | which broker repairs |
+//! | `release` | letting go of stores that lost data, once nothing counts on them |
 //! | `standing` | how far each bookie can be counted on (pure) |
 //! | `round` | one look at what may need repair, ledger by ledger |
 //! | `holders` | where closed ledgers are written down, and the transaction that changes it |
@@ -18,6 +19,7 @@
 
 mod holders;
 mod leader;
+mod release;
 mod round;
 mod standing;
 mod status;
@@ -45,6 +47,8 @@ use std::time::Duration;
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 /// Changes are given this long to come together: a bookie that returns brings several.
 const SETTLE: Duration = Duration::from_millis(300);
+/// While something counts on a store that lost data, every ledger is looked at this often.
+const COUNTED_ON_AGAIN: Duration = Duration::from_secs(20);
 /// Every ledger is looked at this often, whatever happened: what a watch missed, and what an owner folded meanwhile.
 const AUDIT: Duration = Duration::from_secs(6 * 3600);
 
@@ -116,6 +120,7 @@ impl Controller {
         let mut seen = None;
         let mut pause = RETRY.0;
         let mut audit_at = d.clock.mono();
+        let mut again = std::collections::BTreeSet::new();
         loop {
             let mut registry = d.means.registry.subscribe();
             registry.borrow_and_update();
@@ -125,7 +130,7 @@ impl Controller {
             let stores = standings.stores();
             let all = now >= audit_at || seen.as_ref() != Some(&stores);
             let round = Round::new(d, &self.rng, standings);
-            let done = round.run(all).await;
+            let done = round.run(all, &again).await;
             let finished = watch.is_ok() && done.as_ref().is_ok_and(|found| !found.stuck);
             match &done {
                 Ok(_) if all => {
@@ -137,7 +142,16 @@ impl Controller {
             }
             pause = if finished { RETRY.0 } else { (pause * 2).min(RETRY.1) };
             let retry_at = (!finished).then(|| now + pause);
-            let watched = done.map(|found| found.open_on_lost).unwrap_or_default();
+            let watched = match done {
+                Ok(found) => {
+                    if found.counted_on {
+                        audit_at = audit_at.min(now + COUNTED_ON_AGAIN);
+                    }
+                    again = found.stuck_owners;
+                    found.open_on_lost
+                }
+                Err(_) => Default::default(),
+            };
             let wake =
                 [retry_at, given_up_at, Some(audit_at)].into_iter().flatten().min().unwrap_or(audit_at);
             let sleep = wake.saturating_sub(d.clock.mono());

@@ -2,6 +2,7 @@
 
 use super::Deps;
 use super::holders::{self, Published};
+use super::release::Releases;
 use super::standing::Standings;
 use geminga_bookie_client::record::{ClosedLedger, LedgerRecord, LedgerState, OpId};
 use geminga_bookie_client::repair::drive::{self, Outcome};
@@ -13,6 +14,8 @@ use geminga_common::rng::Rng;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 
+/// Owners looked at again because something of theirs was stuck; the others wait for the next look at all.
+const STUCK_OWNERS_MAX: usize = 1000;
 /// Records read at a time.
 const PAGE: usize = 256;
 
@@ -26,6 +29,10 @@ pub(super) struct Found {
     pub(super) stuck: bool,
     /// See [`Open`].
     pub(super) open_on_lost: Open,
+    /// Something counts on a store that lost data: it is looked at everything again.
+    pub(super) counted_on: bool,
+    /// Owners' records with something stuck: only a look at them finds it again.
+    pub(super) stuck_owners: BTreeSet<String>,
     due: u64,
 }
 
@@ -33,15 +40,17 @@ pub(super) struct Round<'r> {
     deps: &'r Deps,
     rng: &'r Mutex<Rng>,
     standings: Standings,
+    releases: Mutex<Releases>,
 }
 
 impl<'r> Round<'r> {
     pub(super) fn new(deps: &'r Deps, rng: &'r Mutex<Rng>, standings: Standings) -> Self {
-        Self { deps, rng, standings }
+        let releases = Mutex::new(Releases::of(&standings));
+        Self { deps, rng, standings, releases }
     }
 
-    /// Looks at ledgers with repair recorded, and with `all` at every closed ledger there is.
-    pub(super) async fn run(&self, all: bool) -> Result<Found, MetaError> {
+    /// Looks at ledgers with repair recorded and at those of the owners in `again`, and with `all` at every closed ledger there is.
+    pub(super) async fn run(&self, all: bool, again: &BTreeSet<String>) -> Result<Found, MetaError> {
         let mut found = Found::default();
         let keys = &self.deps.keys;
         self.pages(&keys.ledgers_prefix(), &mut found, Look::Own).await?;
@@ -49,6 +58,15 @@ impl<'r> Round<'r> {
             tracing::info!(bookies = self.standings.in_service(), "looking at every ledger for lost copies");
             self.pages(&keys.all_topics_prefix(), &mut found, Look::Owners).await?;
             self.pages(&keys.all_cursor_logs_prefix(), &mut found, Look::Owners).await?;
+            let releases = self.releases.lock().clone();
+            found.counted_on = releases.counted();
+            releases.publish(&*self.deps.metadata, keys).await?;
+        } else {
+            for key in again {
+                if let Some(record) = self.deps.metadata.get(key).await? {
+                    self.owner(&record, &mut found).await?;
+                }
+            }
         }
         self.deps.status.change(|f| {
             f.due = found.due;
@@ -78,6 +96,7 @@ impl<'r> Round<'r> {
     async fn own(&self, stored: &Record, found: &mut Found) -> Result<(), MetaError> {
         let Ok(record) = LedgerRecord::decode(&stored.value) else {
             tracing::error!(key = %stored.key, "ledger record cannot be read");
+            self.releases.lock().clear();
             return Ok(());
         };
         let LedgerState::Closed { .. } = record.state else {
@@ -85,10 +104,12 @@ impl<'r> Round<'r> {
             if members.any(|member| self.lost(member)) {
                 found.open_on_lost.insert(record.id);
             }
+            self.releases.lock().look_at_open(&record, |member| self.standings.of(member));
             return Ok(());
         };
         let (Some(key), Some(ledger)) = (holders::key_of(&self.deps.keys, &record), record.closed()) else {
             tracing::error!(key = %stored.key, owner = %record.attributes.owner, "owner of a ledger has no name");
+            self.releases.lock().clear();
             return Ok(());
         };
         self.repair(&key, ledger, found).await
@@ -98,6 +119,7 @@ impl<'r> Round<'r> {
     async fn owner(&self, stored: &Record, found: &mut Found) -> Result<(), MetaError> {
         let Some(ledgers) = holders::closed_ledgers(&self.deps.keys, stored) else {
             tracing::error!(key = %stored.key, "record cannot be read");
+            self.releases.lock().clear();
             return Ok(());
         };
         for ledger in ledgers {
@@ -113,7 +135,8 @@ impl<'r> Round<'r> {
     async fn repair(&self, key: &str, ledger: ClosedLedger, found: &mut Found) -> Result<(), MetaError> {
         let d = self.deps;
         d.status.change(|f| f.looked_at += 1);
-        if plan::needs(&ledger, |member| self.standings.of(member)).none() {
+        let damaged = |member: &BookieRef| self.standings.has_damage(member);
+        if plan::needs(&ledger, |member| self.standings.of(member)).none() && !members(&ledger).any(damaged) {
             return Ok(());
         }
         let copied = |entries, bytes| {
@@ -128,7 +151,23 @@ impl<'r> Round<'r> {
             standing: &|member| self.standings.of(member),
             copied: &copied,
         };
-        let Outcome { ledger: next, stuck } = drive::repair(&means, ledger.clone()).await;
+        let Outcome { ledger: next, mut stuck } = drive::repair(&means, ledger.clone()).await;
+        match drive::make_good(&means, &next, damaged).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(ledger = %ledger.id, key, "copies that were damaged have been made good");
+                d.status.change(|f| f.repaired += 1);
+            }
+            Err(missing) => stuck = stuck.or(Some(missing)),
+        }
+        // The old one as well: it is the one that stands if the new one cannot be published.
+        let damaged_stores = self.releases.lock().open();
+        for store in damaged_stores {
+            let on = |ledger: &ClosedLedger| members(ledger).any(|member| *member == store);
+            if (on(&next) || on(&ledger)) && !drive::held_elsewhere(&means, &ledger, &store).await {
+                self.releases.lock().counted_on(&store, ledger.id);
+            }
+        }
         let mut why = stuck.map(|stuck| stuck.to_string());
         if next != ledger {
             let op_id = OpId(self.rng.lock().next_u64());
@@ -147,6 +186,9 @@ impl<'r> Round<'r> {
             None => d.status.free(ledger.id),
             Some(why) => {
                 found.stuck = true;
+                if found.stuck_owners.len() < STUCK_OWNERS_MAX {
+                    found.stuck_owners.insert(key.to_owned());
+                }
                 found.due += 1;
                 if d.status.stuck(ledger.id, &why) {
                     tracing::warn!(ledger = %ledger.id, key, why, "ledger is below its write quorum");

@@ -38,14 +38,32 @@ impl Standings {
         }
     }
 
-    /// What a change of makes a look at every ledger worth while: which stores there are, and which are given up.
-    pub(super) fn stores(&self) -> BTreeSet<(BookieId, Option<Incarnation>, bool)> {
+    /// Whether `member` is there, but has found damage in its store: of what it should hold it may lack copies.
+    pub(super) fn has_damage(&self, member: &BookieRef) -> bool {
+        let record = self.view.bookies.get(&member.id).and_then(|known| known.record.as_ref());
+        self.of(member) == Standing::Sound && record.is_some_and(|record| record.damage > 0)
+    }
+
+    /// Stores that lost something and are there.
+    pub(super) fn damaged(&self) -> impl Iterator<Item = BookieRef> + '_ {
+        self.view.bookies.iter().filter_map(|(id, known)| {
+            let record = known.record.as_ref().filter(|record| record.state == NodeState::DataLoss)?;
+            known.live.as_ref()?;
+            Some(BookieRef { id: id.clone(), incarnation: record.incarnation })
+        })
+    }
+
+    /// What a change of makes a look at every ledger worth while: which stores there are, which are given up, and
+    /// how much damage each has found.
+    pub(super) fn stores(&self) -> BTreeSet<(BookieId, Option<Incarnation>, bool, u64)> {
         let one = |(id, known): (&BookieId, &geminga_bookie_client::registry::Known)| {
             let record = known.record.as_ref();
             let lost = record.is_some_and(|record| {
                 matches!(record.state, NodeState::Gone | NodeState::Lost | NodeState::DataLoss)
             });
-            (id.clone(), record.map(|record| record.incarnation), lost || self.given_up.contains(id))
+            let damage = record.map_or(0, |record| record.damage);
+            let lost = lost || self.given_up.contains(id);
+            (id.clone(), record.map(|record| record.incarnation), lost, damage)
         };
         self.view.bookies.iter().map(one).collect()
     }
@@ -91,8 +109,15 @@ mod tests {
             let (incarnation, address) = (Incarnation(*incarnation), "h:1".to_owned());
             let live = live.then(|| LiveRecord { incarnation, address: address.clone(), process: 1 });
             let labels = Labels::default();
-            let record =
-                BookieRecord { incarnation, boot: 1, address, labels, state: *state, capacity_bytes: 0 };
+            let record = BookieRecord {
+                incarnation,
+                boot: 1,
+                address,
+                labels,
+                state: *state,
+                capacity_bytes: 0,
+                damage: 0,
+            };
             (BookieId::new(name).unwrap(), Known { record: Some(record), live })
         };
         Arc::new(View { bookies: bookies.iter().map(one).collect() })
@@ -122,6 +147,21 @@ mod tests {
         assert_eq!(standings.of(&member("a", 1)), Standing::Sound);
         let (standings, next) = absences.look(away, at(607), GRACE);
         assert_eq!((standings.of(&member("a", 1)), next), (Standing::Away, Some(at(1207))), "counted anew");
+    }
+
+    #[test]
+    fn damage_that_a_store_has_found_is_a_reason_to_look_at_it_and_none_to_replace_it() {
+        let mut absences = Absences::default();
+        let mut seen =
+            View::clone(&view(&[("a", 1, NodeState::ReadWrite, true), ("b", 1, NodeState::ReadWrite, true)]));
+        let before = absences.look(Arc::new(seen.clone()), Mono::ZERO, GRACE).0;
+        let record = seen.bookies.values_mut().next().and_then(|known| known.record.as_mut());
+        record.unwrap().damage = 1;
+        let after = absences.look(Arc::new(seen), Mono::ZERO, GRACE).0;
+        assert_ne!(before.stores(), after.stores(), "news");
+        assert_eq!(after.of(&member("a", 1)), Standing::Sound);
+        assert!(after.has_damage(&member("a", 1)) && !after.has_damage(&member("a", 2)));
+        assert!(!after.has_damage(&member("b", 1)) && !before.has_damage(&member("a", 1)));
     }
 
     #[test]

@@ -26,11 +26,27 @@ use geminga_common::names::Bundle;
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 const LAST: u64 = 29;
 const BUNDLE: &str = "public/default/0x00000000_0x40000000";
+
+/// One round, as told.
+#[derive(Default)]
+struct Look<'l> {
+    /// Bookies without a lease.
+    dead: &'l [usize],
+    /// One that has found damage in its store.
+    damaged: Option<usize>,
+    /// One whose store has lost data.
+    lost_data: Option<usize>,
+    /// Every closed ledger is looked at.
+    all: bool,
+    /// Owners that are looked at again.
+    again: BTreeSet<String>,
+}
 
 struct Scene {
     bookies: MemoryBookies,
@@ -54,7 +70,7 @@ impl Scene {
         Self { bookies, refs, store, keys: Arc::new(Keys::new("test")), tasks: TaskGroup::new() }
     }
 
-    fn give(&self, to: usize, ledger: u64, ids: std::ops::RangeInclusive<u64>) {
+    fn give(&self, to: usize, ledger: u64, ids: impl Iterator<Item = u64>) {
         let ledger = LedgerId(ledger);
         let entries = ids.map(|id| entry(ledger, id)).collect();
         let add = Add { ledger, term: Term(1), lac: None, lafr: None, attributes: None, entries };
@@ -113,16 +129,24 @@ impl Scene {
 
     /// One round; `dead` are bookies without a lease. All closed ledgers are looked at.
     async fn round(&self, dead: &[usize]) -> (super::round::Found, Arc<Status>) {
+        self.look(&Look { dead, all: true, ..Look::default() }).await
+    }
+
+    async fn look(&self, look: &Look<'_>) -> (super::round::Found, Arc<Status>) {
         let now = self.bookies.refs();
         let one = |(at, bookie): (usize, &BookieRef)| {
             let (incarnation, address) = (bookie.incarnation, "h:1".to_owned());
-            let live = (!dead.contains(&at)).then(|| LiveRecord {
+            let live = (!look.dead.contains(&at)).then(|| LiveRecord {
                 incarnation,
                 address: address.clone(),
                 process: 1,
             });
-            let (labels, state) = (Labels::default(), NodeState::ReadWrite);
-            let record = BookieRecord { incarnation, boot: 1, address, labels, state, capacity_bytes: 0 };
+            let lost = look.lost_data == Some(at);
+            let state = if lost { NodeState::DataLoss } else { NodeState::ReadWrite };
+            let labels = Labels::default();
+            let damage = u64::from(look.damaged == Some(at));
+            let record =
+                BookieRecord { incarnation, boot: 1, address, labels, state, capacity_bytes: 0, damage };
             (bookie.id.clone(), Known { record: Some(record), live })
         };
         let view = View { bookies: now.iter().enumerate().map(one).collect() };
@@ -148,7 +172,7 @@ impl Scene {
         };
         let (standings, _) = Absences::default().look(registry.view(), clock.mono(), deps.means.grace);
         let rng = Mutex::new(Rng::seeded(3));
-        (Round::new(&deps, &rng, standings).run(true).await.unwrap(), status)
+        (Round::new(&deps, &rng, standings).run(look.all, &look.again).await.unwrap(), status)
     }
 }
 
@@ -205,6 +229,101 @@ async fn a_wiped_store_is_found_in_every_record_and_replaced_by_itself_when_ther
         assert_eq!(ledger.fragments[0].ensemble[1], Some(new.clone()));
         assert!(scene.holds_all(&new, ledger.id.0));
     }
+}
+
+#[tokio::test]
+async fn what_a_store_lost_to_damage_is_copied_there_again() {
+    let scene = Scene::new(3);
+    scene.give(0, 5, 0..=LAST);
+    scene.give(1, 5, 0..=LAST);
+    scene.give(2, 5, (0..=9).chain(12..=LAST));
+    let record = scene.record(5, scene.refs.iter().cloned().map(Some).collect(), vec![]);
+    let before = scene.chain(&[&record], None).await;
+    let (_, status) = scene.round(&[]).await;
+    assert_eq!(status.figures().entries, 0, "nobody says that anything is lost");
+    // Its source is away: the owner is looked at again, without a look at all.
+    let sources = [0, 1].map(|at| scene.refs[at].id.clone());
+    sources.iter().for_each(|id| scene.bookies.faults(id, |faults| faults.down = true));
+    let (found, _) = scene.look(&Look { damaged: Some(2), all: true, ..Look::default() }).await;
+    assert!(found.stuck && found.stuck_owners.contains(&scene.key()));
+    sources.iter().for_each(|id| scene.bookies.faults(id, |faults| faults.down = false));
+    let again = Look { damaged: Some(2), again: found.stuck_owners, ..Look::default() };
+    let (found, status) = scene.look(&again).await;
+    assert!(!found.stuck && found.stuck_owners.is_empty(), "{:?}", status.figures());
+    assert_eq!((status.figures().repaired, status.figures().entries), (1, 2));
+    assert!(scene.holds_all(&scene.refs[2], 5));
+    assert_eq!(scene.stored_chain().await, before);
+}
+
+impl Scene {
+    /// What the cluster says of a store.
+    async fn state_of(&self, at: usize) -> NodeState {
+        let stored = self.store.get(&self.keys.bookie(&self.refs[at].id)).await.unwrap().unwrap();
+        BookieRecord::decode(&stored.value).unwrap().state
+    }
+
+    /// Registers a store as one that has lost data.
+    async fn lost_data(&self, at: usize) {
+        let record = BookieRecord {
+            incarnation: self.refs[at].incarnation,
+            boot: 1,
+            address: "h:1".to_owned(),
+            labels: Labels::default(),
+            state: NodeState::DataLoss,
+            capacity_bytes: 0,
+            damage: 0,
+        };
+        self.put(Op::put(self.keys.bookie(&self.refs[at].id), record.encode())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_lost_data_is_let_go_of_when_nothing_counts_on_it() {
+    let scene = Scene::new(3);
+    scene.give(0, 5, 0..=LAST);
+    // All the others have together, and neither has alone.
+    scene.give(0, 6, 0..=19);
+    scene.give(1, 6, 15..=LAST);
+    scene.give(2, 6, 0..=LAST);
+    let members: Vec<_> = scene.refs.iter().cloned().map(Some).collect();
+    let (five, six) = (scene.record(5, members.clone(), vec![]), scene.record(6, members.clone(), vec![]));
+    scene.chain(&[&five, &six], None).await;
+    scene.lost_data(2).await;
+    let look = Look { lost_data: Some(2), all: true, ..Look::default() };
+    let (found, _) = scene.look(&look).await;
+    assert!(found.stuck, "nobody else can take the copies");
+    assert_eq!(scene.state_of(2).await, NodeState::Lost);
+
+    // A part of a look proves nothing.
+    scene.lost_data(2).await;
+    let part = Look { lost_data: Some(2), again: BTreeSet::from([scene.key()]), ..Look::default() };
+    scene.look(&part).await;
+    assert_eq!(scene.state_of(2).await, NodeState::DataLoss);
+
+    // An open ledger with a vacancy beside it: of some entry it may hold the only other copy that a recovery can ask for.
+    let vacant = vec![Some(scene.refs[0].clone()), None, Some(scene.refs[2].clone())];
+    let open = LedgerRecord { state: LedgerState::Open, ..scene.record(9, vacant, vec![]) };
+    scene.put(Op::put(scene.keys.ledger(LedgerId(9)), open.encode())).await;
+    let (found, _) = scene.look(&look).await;
+    assert!(found.counted_on);
+    assert_eq!(scene.state_of(2).await, NodeState::DataLoss);
+    // In an earlier fragment it is not: what was acknowledged there is on all the others.
+    let mut open = open;
+    open.fragments.push(Fragment { first: EntryId(5), ensemble: members.clone() });
+    scene.put(Op::put(scene.keys.ledger(LedgerId(9)), open.encode())).await;
+
+    // One entry that only it has.
+    scene.give(2, 7, 0..=LAST);
+    scene.give(0, 7, 0..=28);
+    let seven = scene.record(7, members, vec![]);
+    scene.chain(&[&five, &six, &seven], None).await;
+    let (found, _) = scene.look(&look).await;
+    assert!(found.counted_on);
+    assert_eq!(scene.state_of(2).await, NodeState::DataLoss);
+    scene.give(1, 7, 29..=LAST);
+    let (found, _) = scene.look(&look).await;
+    assert!(!found.counted_on);
+    assert_eq!(scene.state_of(2).await, NodeState::Lost);
 }
 
 #[tokio::test]

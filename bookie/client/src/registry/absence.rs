@@ -123,6 +123,7 @@ mod tests {
             labels: Labels::default(),
             state,
             capacity_bytes: 0,
+            damage: 0,
         };
         let live = live.then(|| LiveRecord { incarnation, address: "h:1".into(), process: 1 });
         View { bookies: BTreeMap::from([(id(), Known { record: Some(record), live })]) }

@@ -216,6 +216,7 @@ mod tests {
             labels: Labels::default(),
             state: NodeState::ReadWrite,
             capacity_bytes: 0,
+            damage: 0,
         }
     }
 

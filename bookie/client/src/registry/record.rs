@@ -70,6 +70,9 @@ pub struct BookieRecord {
     pub state: NodeState,
     /// Size of its data volume in bytes, 0 when not known.
     pub capacity_bytes: u64,
+    /// Blocks and footers of its segments that do not check. Of what they held it may lack copies; a change of the number is news, the
+    /// number does not fall when the copies have been made good.
+    pub damage: u64,
 }
 
 /// A bookie's liveness.
@@ -114,6 +117,8 @@ struct PbBookie {
     state: u32,
     #[prost(uint64, tag = "7")]
     capacity_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    damage: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -152,6 +157,7 @@ impl BookieRecord {
             rack: self.labels.rack.clone(),
             state: self.state.number(),
             capacity_bytes: self.capacity_bytes,
+            damage: self.damage,
         })
     }
 
@@ -168,6 +174,7 @@ impl BookieRecord {
             labels: Labels { zone: stored.zone, rack: stored.rack },
             state: NodeState::of(stored.state).ok_or(DecodeError::State(stored.state))?,
             capacity_bytes: stored.capacity_bytes,
+            damage: stored.damage,
         })
     }
 }
@@ -203,6 +210,7 @@ mod tests {
             labels: Labels { zone: "z".into(), rack: "r".into() },
             state: NodeState::Draining,
             capacity_bytes: 300,
+            damage: 0,
         }
     }
 
@@ -213,6 +221,9 @@ mod tests {
     #[test]
     fn the_bytes_are_these() {
         assert_eq!(hex(&record().encode()), "0109110000000000000010031a03683a3122017a2a0172300438ac02");
+        let damaged = BookieRecord { damage: 3, ..record() };
+        assert_eq!(hex(&damaged.encode()), "0109110000000000000010031a03683a3122017a2a0172300438ac024003");
+        assert_eq!(BookieRecord::decode(&damaged.encode()), Ok(damaged));
         let live = LiveRecord { incarnation: Incarnation(1), address: "h:1".into(), process: 2 };
         assert_eq!(hex(&live.encode()), "010901000000000000001203683a31190200000000000000");
         assert_eq!(LiveRecord::decode(&live.encode()), Ok(live));

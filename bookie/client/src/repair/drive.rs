@@ -78,6 +78,56 @@ pub async fn repair(means: &Means<'_>, ledger: ClosedLedger) -> Outcome {
     Outcome { ledger: now, stuck }
 }
 
+/// Asks members that have found damage in their stores whether they still hold what is theirs of a ledger, and has them fetch what they
+/// do not. Whether anything was fetched. The ledger's record does not change by it.
+///
+/// # Errors
+/// Something is missing and cannot be had now.
+pub async fn make_good(
+    means: &Means<'_>,
+    ledger: &ClosedLedger,
+    damaged: impl Fn(&BookieRef) -> bool,
+) -> Result<bool, Stuck> {
+    let mut fetched = false;
+    for (fragment, members) in ledger.fragments.iter().map(|fragment| &fragment.ensemble).enumerate() {
+        let Some(ids) = plan::ids_of(ledger, fragment) else { continue };
+        for (slot, member) in members.iter().enumerate() {
+            let Some(member) = member.as_ref().filter(|member| damaged(member)) else { continue };
+            let job = Job { fragment, slot: slot as u32, ids, keep: Some(member.clone()), copies: 0 };
+            match prove(means, ledger, &job, member).await {
+                Ok(()) => {}
+                Err(Stuck::Unproven(..)) => {
+                    run(means, ledger, &job).await?;
+                    fetched = true;
+                }
+                Err(stuck) => return Err(stuck),
+            }
+        }
+    }
+    Ok(fetched)
+}
+
+/// Whether sound members other than `lost` hold every id that `lost` is to hold of a closed ledger: asked, not concluded.
+pub async fn held_elsewhere(means: &Means<'_>, ledger: &ClosedLedger, lost: &BookieRef) -> bool {
+    for (fragment, members) in ledger.fragments.iter().map(|fragment| &fragment.ensemble).enumerate() {
+        let Some(ids) = plan::ids_of(ledger, fragment) else { continue };
+        let Some(slot) = members.iter().position(|member| member.as_ref() == Some(lost)) else { continue };
+        let mut held = Vec::new();
+        for member in
+            members.iter().flatten().filter(|m| *m != lost && (means.standing)(m) == Standing::Sound)
+        {
+            // Who cannot be asked has nothing.
+            held.extend(means.rpc.presence(member, ledger.id, ids).await.unwrap_or_default().present);
+        }
+        held.sort();
+        let job = Job { fragment, slot: slot as u32, ids, keep: None, copies: 0 };
+        if plan::first_missing(ledger.quorum, &job, &held).is_some() {
+            return false;
+        }
+    }
+    true
+}
+
 async fn run(means: &Means<'_>, ledger: &ClosedLedger, job: &Job) -> Result<BookieRef, Stuck> {
     let members = &ledger.fragments[job.fragment].ensemble;
     let to = match &job.keep {

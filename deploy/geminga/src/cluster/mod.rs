@@ -7,7 +7,7 @@
 //!
 //! Everything lies in one directory: `cluster.json`, `logs/`, `etcd/`, `bookie-N/`. `up` starts what is not running, so that it is
 //! also the way to start again what was killed; ports stay the same. `down` ends broker, bookies, etcd, in this order; the data
-//! stays. Loopback only: nobody is authenticated.
+//! stays. Either takes names, for one process or some. Loopback only: nobody is authenticated.
 #![allow(clippy::disallowed_methods)] // real files, processes and clocks: a tool for people, nothing to simulate
 
 mod process;
@@ -35,8 +35,8 @@ pub(crate) enum Command {
     Status(Dir),
     /// Show the end of the processes' logs.
     Logs(LogsArgs),
-    /// End all processes. The data stays.
-    Down(Dir),
+    /// End all processes, or those named. The data stays.
+    Down(DownArgs),
 }
 
 /// Which cluster.
@@ -52,6 +52,8 @@ pub(crate) struct Dir {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     dir: Dir,
+    /// Processes to start, such as `bookie-1`. Default: all.
+    names: Vec<String>,
     /// Bookies, 1 to 9. Entries go to three of them and are acknowledged by two; with fewer bookies there are fewer copies.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     bookies: u16,
@@ -64,6 +66,15 @@ pub(crate) struct UpArgs {
     /// Port of REST and metrics, 0 for any free one. Fixed at the first start.
     #[arg(long, default_value_t = 8080)]
     http_port: u16,
+}
+
+/// Flags of `down`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    dir: Dir,
+    /// Processes to end, such as `bookie-1`. Default: all.
+    names: Vec<String>,
 }
 
 /// Flags of `logs`.
@@ -84,7 +95,7 @@ pub(crate) fn main(command: Command) -> Result<()> {
         Command::Up(args) => up(&args),
         Command::Status(args) => status(&args.dir),
         Command::Logs(args) => logs(&args),
-        Command::Down(args) => down(&args.dir),
+        Command::Down(args) => down(&args),
     }
 }
 
@@ -104,10 +115,17 @@ fn up(args: &UpArgs) -> Result<()> {
         Some(cluster) => cluster,
         None => Cluster::new(&dir, args.bookies, args.pulsar_port, args.http_port)?,
     };
-    for n in 0..cluster.processes.len() {
+    let wanted = cluster.wanted(&args.names)?;
+    for n in wanted.iter().copied() {
         let name = cluster.processes[n].name.clone();
-        if process::standing(&cluster.processes[n]) == Standing::Running {
-            continue;
+        match process::standing(&cluster.processes[n]) {
+            Standing::Running => continue,
+            // A second one beside it would find the ports and the directory taken.
+            Standing::Stopped => anyhow::bail!(
+                "{name} is paused by a signal: `kill -CONT {}` lets it go on, `geminga cluster down {name}` ends it",
+                cluster.processes[n].running.map_or(0, |running| running.id)
+            ),
+            Standing::Down => {}
         }
         let started = process::start(&dir, &cluster, n, &etcd)?;
         cluster.processes[n].running = Some(started);
@@ -120,6 +138,9 @@ fn up(args: &UpArgs) -> Result<()> {
         say(format_args!("{name} runs as process {}", started.id))?;
     }
     let broker = cluster.of(Kind::Broker);
+    if process::standing(broker) != Standing::Running {
+        return Ok(());
+    }
     say(format_args!(
         "ready: pulsar://127.0.0.1:{} http://127.0.0.1:{} dir {}",
         broker.port,
@@ -159,16 +180,8 @@ fn status(dir: &Path) -> Result<()> {
 
 fn logs(args: &LogsArgs) -> Result<()> {
     let (dir, cluster) = existing(&args.dir.dir)?;
-    let known: Vec<&str> = cluster.processes.iter().map(|p| p.name.as_str()).collect();
-    for name in &args.names {
-        anyhow::ensure!(
-            known.contains(&name.as_str()),
-            "there is no `{name}`; there are {}",
-            known.join(", ")
-        );
-    }
-    let wanted = |name: &&str| args.names.is_empty() || args.names.iter().any(|n| n == name);
-    for name in known.iter().copied().filter(wanted) {
+    for n in cluster.wanted(&args.names)? {
+        let name = &cluster.processes[n].name;
         let path = state::log(&dir, name);
         say(format_args!("== {name}: {}", path.display()))?;
         let Ok(file) = std::fs::File::open(&path) else { continue };
@@ -186,11 +199,11 @@ fn logs(args: &LogsArgs) -> Result<()> {
     Ok(())
 }
 
-fn down(dir: &Path) -> Result<()> {
-    let (dir, mut cluster) = existing(dir)?;
+fn down(args: &DownArgs) -> Result<()> {
+    let (dir, mut cluster) = existing(&args.dir.dir)?;
     let _lock = state::lock(&dir)?;
     // What stands on others goes first.
-    for n in (0..cluster.processes.len()).rev() {
+    for n in cluster.wanted(&args.names)?.into_iter().rev() {
         let name = cluster.processes[n].name.clone();
         if let Some(how) = process::end(&cluster.processes[n], END)? {
             say(format_args!("{name} {how}"))?;
@@ -198,5 +211,8 @@ fn down(dir: &Path) -> Result<()> {
         cluster.processes[n].running = None;
         cluster.store(&dir)?;
     }
-    say(format_args!("all is down; the data stays in {}", dir.display()))
+    if args.names.is_empty() {
+        say(format_args!("all is down; the data stays in {}", dir.display()))?;
+    }
+    Ok(())
 }

@@ -126,6 +126,22 @@ impl Cluster {
         self.processes.iter().find(|p| p.kind == kind).expect("every cluster has etcd, a bookie and a broker")
     }
 
+    /// The processes of these names, in the order in which they start; all when none is named.
+    pub(super) fn wanted(&self, names: &[String]) -> Result<Vec<usize>> {
+        let known = || self.processes.iter().map(|p| p.name.as_str());
+        for name in names {
+            anyhow::ensure!(
+                known().any(|known| known == name),
+                "there is no `{name}`; there are {}",
+                known().collect::<Vec<_>>().join(", ")
+            );
+        }
+        let wanted = |(n, known): (usize, &str)| {
+            (names.is_empty() || names.iter().any(|name| name == known)).then_some(n)
+        };
+        Ok(known().enumerate().filter_map(wanted).collect())
+    }
+
     pub(super) fn bookies(&self) -> u32 {
         self.processes.iter().filter(|p| p.kind == Kind::Bookie).count() as u32
     }

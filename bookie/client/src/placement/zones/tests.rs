@@ -21,6 +21,7 @@ fn view(names: &[&str]) -> View {
             labels: Labels { zone: name[..1].into(), rack: String::new() },
             state: NodeState::ReadWrite,
             capacity_bytes: 1,
+            damage: 0,
         };
         let live = LiveRecord { incarnation: Incarnation(1), address: "h:1".into(), process: 1 };
         (id(name), Known { record: Some(record), live: Some(live) })

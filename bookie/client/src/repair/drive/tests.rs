@@ -175,3 +175,23 @@ async fn a_destination_that_cannot_be_reached_leaves_the_ledger_as_it_is() {
     assert_eq!(outcome.ledger, before);
     assert!(matches!(outcome.stuck, Some(Stuck::Unreachable(..))), "{:?}", outcome.stuck);
 }
+
+#[tokio::test]
+async fn a_member_that_found_damage_fetches_what_it_lost_and_the_ledger_stays_as_it_is() {
+    let bookies = MemoryBookies::new(3);
+    let refs = bookies.refs();
+    give(&bookies, &refs[0], 0..=LAST);
+    give(&bookies, &refs[1], (0..20).chain(25..=LAST));
+    give(&bookies, &refs[2], 0..=LAST);
+    let whole = ledger(refs.iter().cloned().map(Some).collect(), vec![]);
+    let placement = StaticPlacement::new(refs.clone());
+    let means =
+        Means { rpc: &bookies, placement: &placement, standing: &|_| Standing::Sound, copied: &|_, _| {} };
+    // Nothing in the record says so, and nobody else is asked.
+    assert_eq!(repair(&means, whole.clone()).await, Outcome { ledger: whole.clone(), stuck: None });
+    assert_eq!(make_good(&means, &whole, |member| *member == refs[0]).await, Ok(false));
+    assert!(!holds(&bookies, &refs[1], 20..=24));
+    assert_eq!(make_good(&means, &whole, |member| *member == refs[1]).await, Ok(true));
+    assert!(holds(&bookies, &refs[1], 0..=LAST));
+    assert_eq!(make_good(&means, &whole, |member| *member == refs[1]).await, Ok(false));
+}
