@@ -309,10 +309,10 @@ mod tests {
     /// What a broker that is paused between signing and sending does. `call` itself looks at the time before it signs, so the
     /// request is held here by hand.
     #[tokio::test]
-    #[ignore = "needs a real S3 server: tests/s3 with cargo test -p geminga-offload --lib real_s3 -- --ignored"]
     async fn real_s3_refuses_what_was_signed_in_time_and_arrives_late() {
         let clock = SystemClock::shared();
-        let s3 = S3::open(&real_s3("late"), "conformance", "late", clock.clone()).unwrap();
+        let Some(config) = real_s3("late") else { return };
+        let s3 = S3::open(&config, "conformance", "late", clock.clone()).unwrap();
         for (method, query) in [(Method::PUT, Vec::new()), (Method::POST, vec![("uploads", String::new())])] {
             let (path, body) = (s3.path("k"), PutPayload::from_static(b""));
             let until_ms = clock.wall_ms() + 2_000;
