@@ -22,7 +22,7 @@ pub mod cursor;
 pub mod dispatch;
 pub mod managed_ledger;
 pub mod namespace;
-mod offload;
+pub mod offload;
 pub mod repair;
 mod repair_roll;
 pub mod rest;

@@ -1,5 +1,7 @@
 //! What a broker has to do with the object store beside its topics: policies, and the sweep of what left them.
 
+pub mod fsck;
+
 use crate::broker::Broker;
 use crate::managed_ledger::offload::Rules;
 use geminga_common::names::TopicName;

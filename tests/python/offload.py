@@ -9,28 +9,24 @@ import argparse
 import hashlib
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
 import pulsar
 
 from probe_context import Context
-from server import Server, free_port
+from s3 import BUCKET, KEYS, S3, check, until
+from server import Server
 
-HERE = pathlib.Path(__file__).resolve().parent
 SIZE = 16 * 1024
-BUCKET = "geminga-tier"
-KEYS = {"AWS_ACCESS_KEY_ID": "geminga", "AWS_SECRET_ACCESS_KEY": "geminga-secret"}
 CONFIG = """
 [standalone.offload]
 url = "s3://%s/history"
 endpoint = "http://127.0.0.1:%d"
 deletion_lag_s = 0
 removal_grace_s = 0
+settle_s = 2
 sweep_interval_s = 1
 
 [standalone.broker]
@@ -39,62 +35,10 @@ cache = "1 MiB"
 """
 
 
-def check(good, what):
-    if not good:
-        sys.exit(f"FAILED: {what}")
-    print(f"ok {what}", flush=True)
-
-
-def until(what, look, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.2)
-    sys.exit(f"FAILED: {what} within {seconds} s; last seen {look()!r}")
-
-
 def payload(n):
     """Bytes that tell their number and do not compress."""
     seed = hashlib.sha256(n.to_bytes(8, "big")).digest()
     return n.to_bytes(8, "big") + hashlib.shake_256(seed).digest(SIZE - 8)
-
-
-class S3:
-    """The S3 server; its objects are files, so that the bucket can be looked at without it."""
-
-    def __init__(self, root):
-        self.root, self.port, self.process = pathlib.Path(root), free_port(), None
-        (self.root / "objects" / BUCKET).mkdir(parents=True)
-
-    def start(self):
-        log = open(self.root / "s3.log", "ab")
-        command = [str(HERE.parent / "s3"), "run", str(self.port), str(self.root)]
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **KEYS})
-
-        def answers():
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=1)
-            except urllib.error.HTTPError:
-                return True  # it asks for a signature
-            except OSError:
-                return self.process.poll() is not None
-            return True
-
-        until("the S3 server answers", answers)
-        if self.process.poll() is not None:
-            sys.exit(f"the S3 server ended, log: {(self.root / 's3.log').read_text()[-2000:]}")
-        return self
-
-    def stop(self):
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def objects(self):
-        return sorted(str(p.relative_to(self.root / "objects")) for p in (self.root / "objects").rglob("*") if p.is_file())
 
 
 def ledgers(context, topic):
@@ -225,4 +169,5 @@ def main():
             s3.stop()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -41,8 +41,12 @@ pub struct Config {
     pub deletion_lag_s: u64,
     /// Seconds an upload may take. Default 3 600, 10 to 86 400. What a broker that crashed had uploaded is removed only after that.
     pub attempt_timeout_s: u64,
-    /// Seconds between the removal of a ledger from its topic and that of its object. Default 600, 0 to 31 536 000. It covers reads
-    /// under way, and a person who notices.
+    /// Seconds behind an upload's end in which something of it may still reach the store. Default 1 020, 1 to 86 400. It covers two
+    /// minutes that a request may be on its way, and clocks that differ by 15 minutes, beyond which S3 refuses everything. What
+    /// failed uploads left is removed after that; where clocks or requests are further off it may be left for good.
+    pub settle_s: u64,
+    /// Seconds between the removal of a ledger from its topic and that of its object. Default 600, 0 to 31 536 000; `settle_s` where
+    /// that is longer. It covers reads under way, and a person who notices.
     pub removal_grace_s: u64,
     /// Seconds between two looks at what is to be removed from the store. Default 60, 1 to 86 400.
     pub sweep_interval_s: u64,
@@ -63,6 +67,7 @@ impl Default for Config {
             uploads_max: 2,
             deletion_lag_s: 600,
             attempt_timeout_s: 3_600,
+            settle_s: 1_020,
             removal_grace_s: 600,
             sweep_interval_s: 60,
         }
@@ -98,6 +103,7 @@ impl Config {
             ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
             ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
             ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
+            ("settle_s", self.settle_s, 1, 86_400, "1 to 86400"),
             ("removal_grace_s", self.removal_grace_s, 0, year, "0 to 31536000"),
             ("sweep_interval_s", self.sweep_interval_s, 1, 86_400, "1 to 86400"),
         ];
@@ -105,6 +111,12 @@ impl Config {
             Some((key, value, _, _, range)) => Err(OutOfRange { key, value, range }),
             None => Ok(()),
         }
+    }
+
+    /// How long the object of a ledger that left its topic stays, ms. A request of its upload that was repeated has settled then.
+    #[must_use]
+    pub fn removal_grace_ms(&self) -> u64 {
+        self.removal_grace_s.max(self.settle_s) * 1000
     }
 
     /// Time between two looks at what is to be removed.

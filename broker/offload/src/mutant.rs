@@ -10,6 +10,14 @@ pub enum Mutant {
     CommitTwice,
     /// 25: bookie copies go as soon as an upload was begun, verified or not (Redpanda #29674).
     ReleaseUnverified,
+    /// An upload in parts is begun before the record names its key: what a crash in between leaves is named by nobody.
+    BeginUnnamed,
+    /// Writes do not expire: what a paused broker had on its way lands after the sweep.
+    WriteForever,
+    /// The sweep comes as soon as the author stops, while its requests may be on their way.
+    SweepUnsettled,
+    /// An upload whose begin was answered by nobody is not looked for.
+    ForgetUploads,
     /// 32: what metadata, read at an old revision, does not name is taken for garbage (NATS #7556).
     RemoveUnlisted,
 }

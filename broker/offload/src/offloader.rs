@@ -3,7 +3,7 @@
 //!
 //! Whatever fails, nothing is removed here once a commit was sent: an outcome that is not known may be a commit.
 
-use crate::blob::{BlobError, Blobs, Part, UploadId};
+use crate::blob::{self, BlobError, Blobs, Part};
 use crate::config::Config;
 use crate::format::attributes::Attributes;
 use crate::key::{self, AttemptId};
@@ -120,30 +120,25 @@ impl Offloader {
         job.attributes.attempt = id.0;
         let (begun_ms, timeout_ms) = (self.clock.wall_ms(), self.config.attempt_timeout_s * 1000);
         let key = key::object(&job.attributes.cluster, begun_ms, job.attributes.topic_id, ledger, id);
-        let until = self.clock.mono() + Duration::from_millis(timeout_ms);
-        // Begun before the record names it, so that one transaction names both: what a crash in between leaves is an upload
-        // without a byte in it.
-        let upload = match self.in_parts(&job) {
-            true => Some(self.blobs.begin(&key).await?),
-            false => None,
+        let ends = Ends {
+            mono: self.clock.mono() + Duration::from_millis(timeout_ms),
+            wall_ms: begun_ms + timeout_ms,
         };
-        let attempt = Attempt {
-            id,
-            begun_ms,
-            deadline_ms: begun_ms + timeout_ms,
-            owner_epoch: job.attributes.owner_epoch,
-            upload: upload.as_ref().map(|upload| upload.0.clone()),
-        };
-        if let Err(error) = record.change(ledger, Change::Prepare(attempt)).await {
-            // This attempt goes no further, whatever the record says of it.
-            self.discard(&key, upload.as_ref()).await;
-            return Err(error.into());
+        let settle_ms = if active(Mutant::SweepUnsettled) { 0 } else { self.config.settle_s * 1000 };
+        let settled_ms = ends.wall_ms + settle_ms;
+        let attempt = Attempt { id, begun_ms, settled_ms, owner_epoch: job.attributes.owner_epoch };
+        if active(Mutant::BeginUnnamed) && self.in_parts(&job) {
+            self.blobs.begin(&key, ends.wall_ms).await?;
         }
-        let shape = match self.upload(&job, &key, upload.as_ref(), source, until).await {
+        // The record names the key before anything is sent there.
+        record.change(ledger, Change::Prepare(attempt)).await?;
+        let shape = match self.upload(&job, &key, source, ends).await {
             Ok(shape) => shape,
             Err(error) => {
                 // It fails when the topic has gone to another owner, who then gives it up.
                 let _either_way = record.change(ledger, Change::Abandon(id)).await;
+                // No commit was sent, and nobody but this call could send one.
+                self.discard(&key).await;
                 return Err(error);
             }
         };
@@ -153,7 +148,7 @@ impl Offloader {
                 // Refused by our own record: nobody but this call could ever commit the attempt. After any other answer the
                 // object may be referenced.
                 if matches!(error, ChangeError::Refused(_)) || active(Mutant::RemoveAfterDoubt) {
-                    self.discard(&key, upload.as_ref()).await;
+                    self.discard(&key).await;
                 }
                 Err(error.into())
             }
@@ -171,14 +166,14 @@ impl Offloader {
         about + (about >> 8) + 4096 > self.part_bytes(job.closed) as u64
     }
 
-    async fn discard(&self, key: &str, upload: Option<&UploadId>) {
-        if let Err(error) = self.blobs.discard(key, upload).await {
+    async fn discard(&self, key: &str) {
+        if let Err(error) = blob::discard(&*self.blobs, key).await {
             tracing::debug!(%error, "an attempt's own removal failed; the sweep does it");
         }
     }
 
-    fn on_time(&self, until: Mono) -> Result<(), OffloadError> {
-        if self.clock.mono() < until { Ok(()) } else { Err(OffloadError::TooLate) }
+    fn on_time(&self, ends: Ends) -> Result<(), OffloadError> {
+        if self.clock.mono() < ends.mono { Ok(()) } else { Err(OffloadError::TooLate) }
     }
 
     /// Uploads and reads back.
@@ -186,27 +181,31 @@ impl Offloader {
         &self,
         job: &Job,
         key: &str,
-        upload: Option<&UploadId>,
         source: &dyn Source,
-        until: Mono,
+        ends: Ends,
     ) -> Result<Shape, OffloadError> {
         let (block_bytes, compression) = (self.config.block_size.0 as usize, self.config.compression);
         let writer = ObjectWriter::new(job.attributes.clone(), job.closed, block_bytes, compression);
         let mut gathering = Gathering::new(writer, self.part_bytes(job.closed), job.closed.entries);
-        let sent = match upload {
-            None => {
-                gathering.fill(source, usize::MAX).await?;
-                self.on_time(until)?;
-                self.blobs.put(key, gathering.parts.rest()).await
-            }
-            Some(upload) => self.send_parts(key, upload, &mut gathering, source, until).await?,
+        let sent = if self.in_parts(job) {
+            self.send_parts(key, &mut gathering, source, ends).await?
+        } else {
+            gathering.fill(source, usize::MAX).await?;
+            self.on_time(ends)?;
+            self.blobs.put(key, gathering.parts.rest(), ends.until_ms()).await
         };
         let shape = gathering.shape.expect("a ledger that was sent whole has a shape");
-        self.on_time(until)?;
+        self.on_time(ends)?;
         // An answer that was lost is settled by what is there.
         let verified = verify::whole(&*self.blobs, key, job.attributes.ledger, job.closed, &shape).await;
         match (sent, verified) {
-            (_, Ok(())) => Ok(shape),
+            (_, Ok(())) => {
+                // A begin that was repeated may have left another upload beside ours.
+                if self.in_parts(job) {
+                    blob::end_uploads(&*self.blobs, key).await?;
+                }
+                Ok(shape)
+            }
             (Err(error), Err(_)) => Err(error.into()),
             (Ok(()), Err(error)) => Err(error.into()),
         }
@@ -216,23 +215,38 @@ impl Offloader {
     async fn send_parts(
         &self,
         key: &str,
-        upload: &UploadId,
         gathering: &mut Gathering,
         source: &dyn Source,
-        until: Mono,
+        ends: Ends,
     ) -> Result<Result<(), BlobError>, OffloadError> {
+        self.on_time(ends)?;
+        let upload = self.blobs.begin(key, ends.until_ms()).await?;
         let mut parts: Vec<Part> = Vec::new();
         gathering.fill(source, gathering.part_bytes).await?;
         while let Some(bytes) = gathering.next_part() {
-            self.on_time(until)?;
+            self.on_time(ends)?;
             let wanted = gathering.part_bytes;
-            let sending = self.blobs.part(key, upload, parts.len(), bytes);
+            let sending = self.blobs.part(key, &upload, parts.len(), bytes);
             let (sent, filled) = futures::join!(sending, gathering.fill(source, wanted));
             parts.push(sent?);
             filled?;
         }
-        self.on_time(until)?;
-        Ok(self.blobs.complete(key, upload, parts).await)
+        self.on_time(ends)?;
+        Ok(self.blobs.complete(key, &upload, parts).await)
+    }
+}
+
+/// When an attempt ends, by both clocks: its author stops by the one, the store refuses by the other.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    mono: Mono,
+    wall_ms: u64,
+}
+
+impl Ends {
+    /// Until when the store is to take what makes something new, ms since 1970.
+    fn until_ms(self) -> u64 {
+        if active(Mutant::WriteForever) { u64::MAX } else { self.wall_ms }
     }
 }
 

@@ -25,12 +25,10 @@ pub struct Attempt {
     pub id: AttemptId,
     /// When it was begun, ms since 1970; part of the key.
     pub begun_ms: u64,
-    /// When its author stops, ms since 1970: later than this nothing is written under its key.
-    pub deadline_ms: u64,
+    /// From when on nothing of its author can reach its key any more, ms since 1970.
+    pub settled_ms: u64,
     /// Epoch of the owner that began it.
     pub owner_epoch: OwnerEpoch,
-    /// The store's name for an upload in parts; `None` when one request carries all.
-    pub upload: Option<String>,
 }
 
 /// An object that was read back.
@@ -91,8 +89,6 @@ pub struct Garbage {
     pub attempt: AttemptId,
     /// When that was begun, ms since 1970; part of the key.
     pub begun_ms: u64,
-    /// Its upload in parts.
-    pub upload: Option<String>,
     /// When it may be removed, ms since 1970.
     pub not_before_ms: u64,
 }
@@ -207,23 +203,14 @@ impl Offload {
     }
 }
 
-/// What an attempt that is given up leaves: its author may write until its deadline, and a request may be on its way for as
-/// long as one takes at most.
+/// What an attempt that is given up leaves: something may still come to lie under its key until it has settled.
 fn given_up(attempt: &Attempt) -> Garbage {
-    Garbage {
-        attempt: attempt.id,
-        begun_ms: attempt.begun_ms,
-        upload: attempt.upload.clone(),
-        not_before_ms: attempt.deadline_ms.saturating_add(REQUEST_MS),
-    }
+    Garbage { attempt: attempt.id, begun_ms: attempt.begun_ms, not_before_ms: attempt.settled_ms }
 }
 
 fn removed(object: &ObjectRef, not_before_ms: u64) -> Garbage {
-    Garbage { attempt: object.attempt, begun_ms: object.begun_ms, upload: None, not_before_ms }
+    Garbage { attempt: object.attempt, begun_ms: object.begun_ms, not_before_ms }
 }
-
-/// Longest a request to the store may be on its way, with all its repetitions, in ms.
-pub const REQUEST_MS: u64 = 120_000;
 
 #[cfg(test)]
 mod tests;

@@ -35,11 +35,10 @@ struct StoredOffload {
     #[prost(uint64, tag = "3")]
     begun_ms: u64,
     #[prost(uint64, tag = "4")]
-    deadline_ms: u64,
+    settled_ms: u64,
     #[prost(uint64, tag = "5")]
     owner_epoch: u64,
-    #[prost(string, optional, tag = "6")]
-    upload: Option<String>,
+    // 6 was the store's name for an upload in parts, before the first release.
     #[prost(uint64, tag = "7")]
     size: u64,
     #[prost(uint64, tag = "8")]
@@ -62,8 +61,7 @@ struct StoredGarbage {
     attempt: u64,
     #[prost(uint64, tag = "5")]
     begun_ms: u64,
-    #[prost(string, optional, tag = "6")]
-    upload: Option<String>,
+    // 6 was an upload in parts, before the first release.
     #[prost(uint64, tag = "7")]
     not_before_ms: u64,
 }
@@ -87,9 +85,8 @@ impl Offload {
                 state: 1,
                 attempt: attempt.id.0,
                 begun_ms: attempt.begun_ms,
-                deadline_ms: attempt.deadline_ms,
+                settled_ms: attempt.settled_ms,
                 owner_epoch: attempt.owner_epoch.0,
-                upload: attempt.upload.clone(),
                 ..StoredOffload::default()
             },
             Offload::Committed(at, committed_ms) => {
@@ -114,9 +111,8 @@ impl Offload {
             1 => Ok(Offload::Prepared(Attempt {
                 id: attempt,
                 begun_ms,
-                deadline_ms: stored.deadline_ms,
+                settled_ms: stored.settled_ms,
                 owner_epoch: OwnerEpoch(stored.owner_epoch),
-                upload: stored.upload,
             })),
             2 => Ok(Offload::Committed(object, stored.committed_ms)),
             3 => Ok(Offload::Released(object)),
@@ -135,7 +131,6 @@ impl Garbage {
             ledger: ledger.0,
             attempt: self.attempt.0,
             begun_ms: self.begun_ms,
-            upload: self.upload.clone(),
             not_before_ms: self.not_before_ms,
         }
         .encode_to_vec()
@@ -154,7 +149,6 @@ impl Garbage {
         let garbage = Self {
             attempt: AttemptId(stored.attempt),
             begun_ms: stored.begun_ms,
-            upload: stored.upload,
             not_before_ms: stored.not_before_ms,
         };
         Ok((garbage, TopicId(stored.topic_id), LedgerId(stored.ledger)))
@@ -173,9 +167,8 @@ mod tests {
         let attempt = Attempt {
             id: AttemptId(0x0102_0304_0506_0708),
             begun_ms: 9,
-            deadline_ms: 10,
+            settled_ms: 10,
             owner_epoch: OwnerEpoch(11),
-            upload: Some("u".to_owned()),
         };
         let shape = Shape { size: 12, footer_offset: 13, footer_crc: 14 };
         let object = ObjectRef { attempt: attempt.id, begun_ms: 9, shape };
@@ -185,7 +178,7 @@ mod tests {
     #[test]
     fn golden_bytes_never_change() {
         let golden = [
-            "08011108070605040302011809200a280b320175",
+            "08011108070605040302011809200a280b",
             "08021108070605040302011809380c400d4d0e000000500f",
             "08031108070605040302011809380c400d4d0e000000",
         ];
@@ -200,7 +193,7 @@ mod tests {
 
     #[test]
     fn garbage_is_read_back_and_newer_garbage_refused() {
-        let garbage = Garbage { attempt: AttemptId(1), begun_ms: 2, upload: None, not_before_ms: 3 };
+        let garbage = Garbage { attempt: AttemptId(1), begun_ms: 2, not_before_ms: 3 };
         let stored = garbage.encode(TopicId(4), LedgerId(5));
         assert_eq!(hex(&stored), "08011004180521010000000000000028023803");
         assert_eq!(Garbage::decode(&stored), Ok((garbage, TopicId(4), LedgerId(5))));

@@ -1,7 +1,7 @@
 //! Removes from the store what the metadata lists as garbage, and nothing else, ever. What a listing of the bucket shows beyond
 //! that is a matter for a report and a person.
 
-use crate::blob::{BlobError, Blobs, UploadId};
+use crate::blob::{BlobError, Blobs, discard};
 use crate::key;
 use crate::mutant::{Mutant, active};
 use crate::state::Garbage;
@@ -47,7 +47,7 @@ pub async fn sweep(
                 Ok((garbage, ..)) if garbage.not_before_ms > now_ms => swept.waiting += 1,
                 Ok((garbage, topic, ledger)) => {
                     let object = key::object(cluster, garbage.begun_ms, topic, ledger, garbage.attempt);
-                    match remove(meta, blobs, &stored.key, &object, &garbage).await {
+                    match remove(meta, blobs, &stored.key, &object).await {
                         true => swept.removed += 1,
                         false => swept.failed += 1,
                     }
@@ -62,15 +62,8 @@ pub async fn sweep(
 }
 
 /// First the object, then the record of it: what is interrupted is done again.
-async fn remove(
-    meta: &dyn MetadataStore,
-    blobs: &dyn Blobs,
-    record: &str,
-    object: &str,
-    garbage: &Garbage,
-) -> bool {
-    let upload = garbage.upload.clone().map(UploadId);
-    if let Err(error) = blobs.discard(object, upload.as_ref()).await {
+async fn remove(meta: &dyn MetadataStore, blobs: &dyn Blobs, record: &str, object: &str) -> bool {
+    if let Err(error) = discard(blobs, object).await {
         match error {
             BlobError::Refused { .. } => tracing::warn!(%error, "an object cannot be removed; tried again"),
             _ => tracing::debug!(%error, "an object is not removed yet; tried again"),
@@ -100,7 +93,7 @@ async fn remove_unlisted(
         let bytes = attempt.unwrap_or_default().to_le_bytes();
         let named = records.iter().any(|record| record.value.windows(8).any(|window| window == bytes));
         if !named {
-            let _removed = blobs.discard(&object.key, None).await;
+            let _removed = discard(blobs, &object.key).await;
         }
     }
     Ok(())

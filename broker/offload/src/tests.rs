@@ -55,11 +55,21 @@ async fn no_crash_or_doubt_at_any_step_leaks_or_loses_an_object() {
 #[tokio::test]
 async fn every_bug_of_the_museum_is_caught() {
     use crate::mutant::{Mutant, set};
-    for mutant in
-        [Mutant::RemoveAfterDoubt, Mutant::CommitTwice, Mutant::ReleaseUnverified, Mutant::RemoveUnlisted]
-    {
+    // In one part, and in many.
+    for (mutant, part_bytes) in [
+        (Mutant::RemoveAfterDoubt, 700),
+        (Mutant::CommitTwice, 700),
+        (Mutant::ReleaseUnverified, 700),
+        (Mutant::RemoveUnlisted, 700),
+        (Mutant::BeginUnnamed, 700),
+        (Mutant::WriteForever, 700),
+        (Mutant::WriteForever, 1 << 20),
+        (Mutant::SweepUnsettled, 700),
+        (Mutant::SweepUnsettled, 1 << 20),
+        (Mutant::ForgetUploads, 700),
+    ] {
         set(Some(mutant));
-        let (schedules, broken) = explore(700).await;
+        let (schedules, broken) = explore(part_bytes).await;
         set(None);
         println!("{mutant:?}: caught after {schedules}: {broken:?}");
         assert!(broken.is_some(), "{mutant:?} was not caught in {schedules} schedules");

@@ -1,7 +1,7 @@
 //! Everything a broker needs of the object store, in one place.
 
 use crate::blob::Blobs;
-use crate::blob::store::{SetUpError, Store};
+use crate::blob::store::{self, SetUpError};
 use crate::config::Config;
 use crate::offloader::Offloader;
 use crate::reader::Reader;
@@ -41,7 +41,7 @@ impl Tier {
         if !config.enabled() {
             return Ok(None);
         }
-        let store = Arc::new(Store::open(config)?);
+        let store = store::open(config, clock.clone())?;
         Ok(Some(Self::over(store, config.clone(), cluster, clock, Rng::from_system(), tasks)))
     }
 

@@ -190,6 +190,6 @@ impl ManagedLedger {
 
     /// How long the object of a ledger that left the chain stays, ms.
     pub(super) fn removal_grace_ms(&self) -> u64 {
-        self.deps.tier.as_ref().map_or(GRACE_MS, |tier| tier.config.removal_grace_s * 1000)
+        self.deps.tier.as_ref().map_or(GRACE_MS, |tier| tier.config.removal_grace_ms())
     }
 }

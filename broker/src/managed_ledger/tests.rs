@@ -1,6 +1,7 @@
 //! Stories over real ledgers on bookies in memory, and scripts over the pure state.
 
 mod adopt;
+mod fsck;
 mod guard;
 mod heal;
 mod offloaded;

@@ -3,6 +3,7 @@
 //! Start: configuration, metadata (waits for it), listeners, lease, bookies, broker, ready line. Stop (SIGTERM or SIGINT): topics
 //! unload, the lease ends, so that other brokers serve them at once.
 
+use crate::admin::Storage;
 use crate::cli::BrokerArgs;
 use crate::{failure, metadata, process};
 use anyhow::Context as _;
@@ -22,6 +23,7 @@ use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,6 +159,13 @@ fn load(args: &BrokerArgs) -> anyhow::Result<Config> {
         ("insecure", args.insecure.then_some(toml::Value::Boolean(true))),
     ];
     process::load("broker", args.config.as_deref(), flags)
+}
+
+/// Opens the metadata of a cluster, for whoever looks after it.
+pub(crate) async fn storage(file: Option<&Path>, tasks: &TaskGroup) -> anyhow::Result<Storage> {
+    let config: Config = process::load("broker", file, [])?;
+    let metadata = metadata::open(&config.metadata, tasks).await?;
+    Ok(Storage { metadata, cluster: config.cluster, offload: config.offload, lock: None })
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

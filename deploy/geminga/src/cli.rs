@@ -24,6 +24,9 @@ pub(crate) enum Role {
     /// A whole cluster of processes on this machine.
     #[command(subcommand)]
     Cluster(crate::cluster::Command),
+    /// Look after a cluster or a standalone.
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Publish or consume load and report latencies.
     Perf(geminga_perf::Args),
 }
@@ -178,4 +181,46 @@ pub(crate) enum Shown {
     Segments,
     /// Every row of the manifest.
     Manifest,
+}
+
+/// What can be looked after.
+#[derive(Subcommand, Clone, Debug)]
+pub(crate) enum AdminCommand {
+    /// The object store that closed ledgers go to.
+    #[command(subcommand)]
+    Storage(StorageCommand),
+}
+
+/// What can be done with the object store.
+#[derive(Subcommand, Clone, Debug)]
+pub(crate) enum StorageCommand {
+    /// Hold the bucket against the metadata and report what differs. Removes nothing. A cluster may run meanwhile, a standalone
+    /// may not: its metadata is its own.
+    Fsck(FsckArgs),
+}
+
+/// Flags of `admin storage fsck`. Where the metadata and the bucket are is read as the role itself reads it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FsckArgs {
+    /// Whose settings to use: table `[broker]` or `[standalone]` of the file.
+    #[arg(long, value_enum)]
+    pub(crate) role: StorageRole,
+    /// Configuration file (TOML).
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where a standalone stores everything. Default as in its settings.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Also read every referenced object whole and check every byte: as many bytes as the bucket holds.
+    #[arg(long)]
+    pub(crate) verify: bool,
+}
+
+/// A role that offloads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum StorageRole {
+    /// A cluster's broker.
+    Broker,
+    /// A standalone that is not running.
+    Standalone,
 }

@@ -1,5 +1,6 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
+mod admin;
 mod bookie;
 mod bookie_inspect;
 mod bookie_settings;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         cli::Role::Broker(args) => broker::main(*args),
         cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Bookie(args) => bookie::main(*args),
+        cli::Role::Admin(command) => admin::main(command),
         cli::Role::Perf(args) => perf(args),
     };
     match outcome {

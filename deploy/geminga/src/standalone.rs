@@ -4,6 +4,7 @@
 //! Start: configuration, lock, metadata, bookie, broker, listeners, ready line. Stop (SIGTERM or SIGINT): topics unload, the
 //! bookie flushes, tasks end; each phase has a deadline and names who is late.
 
+use crate::admin::Storage;
 use crate::cli::StandaloneArgs;
 use crate::halves::Halves;
 use crate::{failure, process};
@@ -100,6 +101,25 @@ fn load(args: &StandaloneArgs) -> anyhow::Result<Config> {
         ("insecure", args.insecure.then_some(toml::Value::Boolean(true))),
     ];
     process::load("standalone", args.config.as_deref(), flags)
+}
+
+/// Opens the metadata of a standalone that is not running, for whoever looks after it.
+pub(crate) fn storage(
+    file: Option<&Path>,
+    data_dir: Option<&Path>,
+    tasks: &TaskGroup,
+) -> anyhow::Result<Storage> {
+    let dir = data_dir.map(|path| path.to_string_lossy().into_owned().into());
+    let config: Config = process::load("standalone", file, [("data_dir", dir)])?;
+    let dir = std::path::absolute(&config.data_dir)?;
+    let path = dir.join("metadata.redb");
+    // Opening would make one.
+    anyhow::ensure!(path.exists(), "GM-6009: {} holds no standalone's data; pass --data-dir", dir.display());
+    let lock = Some(lock(&RealDisk, &dir)?);
+    let metadata = RedbStore::open(&RealDisk, &path, SystemClock::shared(), tasks)
+        .with_context(|| format!("opening the metadata in {}", dir.display()))?;
+    let (metadata, cluster, offload) = (Arc::new(metadata), config.broker.cluster, config.offload);
+    Ok(Storage { metadata, cluster, offload, lock })
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

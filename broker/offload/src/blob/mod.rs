@@ -1,15 +1,26 @@
 //! The seam for object stores. Keys are made for one attempt and written by nobody else, so an object is never overwritten and
 //! no call needs a condition: what holds is decided in the topic record alone.
 //!
+//! What makes something new under a key (`put`, `begin`) ends by itself: past its time the *store* refuses it, however long its
+//! author or the network slept. So a key that was swept after that time stays swept.
+//!
 //! | file | thought |
 //! |---|---|
-//! | [`store`] | real stores by URL: S3 and what speaks like it, a local directory |
+//! | [`store`] | real stores by URL, and what they have in common |
+//! | `s3` | S3: writes that expire, uploads under a key |
+//! | `directory` | a local directory |
 //! | [`sim`] | a store in memory with faults, for tests |
+//! | `conformance` | what every store must do, run on each |
 
+#[cfg(test)]
+mod conformance;
+mod directory;
+mod s3;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
 pub mod store;
 
+use crate::mutant::{Mutant, active};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::ops::Range;
@@ -60,10 +71,11 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, BlobError>>;
 
 /// An object store. Writes are durable when they are answered.
 pub trait Blobs: Send + Sync + 'static {
-    /// Stores a whole object.
-    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>) -> Answer<'a, ()>;
-    /// Begins an upload in parts. Nothing is there for readers before it is completed.
-    fn begin<'a>(&'a self, key: &'a str) -> Answer<'a, UploadId>;
+    /// Stores a whole object. The store refuses a request that reaches it after `until_ms` (ms since 1970, by its own clock).
+    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()>;
+    /// Begins an upload in parts. Nothing is there for readers before it is completed. The store refuses a request that reaches
+    /// it after `until_ms`, as with `put`; an answer that was lost may leave an upload that [`Blobs::uploads`] tells of.
+    fn begin<'a>(&'a self, key: &'a str, until_ms: u64) -> Answer<'a, UploadId>;
     /// Stores part `number` (from 0). All parts but the last have the same size, at least 5 MiB; they are given in order.
     fn part<'a>(
         &'a self,
@@ -78,10 +90,38 @@ pub trait Blobs: Send + Sync + 'static {
     fn size<'a>(&'a self, key: &'a str) -> Answer<'a, u64>;
     /// Bytes from a range that lies within the object; fewer than asked for is an error.
     fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes>;
-    /// Ends the upload if one is given, and removes the object; what is not there is fine. Afterwards neither the object nor
-    /// parts of it are there, whatever an attempt has got to.
-    fn discard<'a>(&'a self, key: &'a str, upload: Option<&'a UploadId>) -> Answer<'a, ()>;
+    /// Uploads in parts that were begun and neither completed nor ended, below a prefix or exactly there.
+    fn uploads<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<(String, UploadId)>>;
+    /// Ends an upload in parts and frees what it holds; one that is not there is fine.
+    fn abort<'a>(&'a self, key: &'a str, upload: &'a UploadId) -> Answer<'a, ()>;
+    /// Removes an object; one that is not there is fine.
+    fn remove<'a>(&'a self, key: &'a str) -> Answer<'a, ()>;
     /// Objects below a prefix, for reports only: nothing is ever decided by a listing. At most `limit`, keys rising, above
     /// `after`.
     fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize) -> Answer<'a, Vec<Listed>>;
+}
+
+/// Ends every upload in parts under exactly this key.
+///
+/// # Errors
+/// The store did not answer: something may be left.
+pub async fn end_uploads(blobs: &dyn Blobs, key: &str) -> Result<(), BlobError> {
+    if active(Mutant::ForgetUploads) {
+        return Ok(());
+    }
+    for (of, upload) in blobs.uploads(key).await? {
+        if of == key {
+            blobs.abort(key, &upload).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes whatever an attempt has got to under its key: uploads first, because a completed one is an object.
+///
+/// # Errors
+/// The store did not answer: something may be left.
+pub async fn discard(blobs: &dyn Blobs, key: &str) -> Result<(), BlobError> {
+    end_uploads(blobs, key).await?;
+    blobs.remove(key).await
 }

@@ -23,11 +23,14 @@ pub enum Fault {
     CrashBefore,
     /// The caller dies, though it was done.
     CrashAfter,
+    /// The caller falls asleep with the request on its way: it is seen no more, and the request arrives when
+    /// [`SimBlobs::wake`] is called, unless its time is up.
+    Asleep,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 5] =
-    [Fault::FailBefore, Fault::FailAfter, Fault::Late, Fault::CrashBefore, Fault::CrashAfter];
+pub const FAULTS: [Fault; 6] =
+    [Fault::FailBefore, Fault::FailAfter, Fault::Late, Fault::CrashBefore, Fault::CrashAfter, Fault::Asleep];
 
 #[derive(Debug, Default)]
 struct Plan {
@@ -85,6 +88,7 @@ pub struct SimBlobs {
     inner: Arc<Mutex<Inner>>,
     faults: Faults,
     late: Arc<Mutex<Vec<Deed>>>,
+    asleep: Arc<Mutex<Vec<(u64, Deed)>>>,
 }
 
 impl SimBlobs {
@@ -106,6 +110,15 @@ impl SimBlobs {
         late.into_iter().for_each(|deed| deed(&mut self.inner.lock()));
     }
 
+    /// Requests that slept arrive, at this time by the store's clock (ms since 1970). What has expired is refused.
+    pub fn wake(&self, store_ms: u64) {
+        for (until_ms, deed) in std::mem::take(&mut *self.asleep.lock()) {
+            if store_ms <= until_ms {
+                deed(&mut self.inner.lock());
+            }
+        }
+    }
+
     /// Keys of all objects.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
@@ -114,14 +127,8 @@ impl SimBlobs {
 
     /// Uploads that hold parts or wait for them.
     #[must_use]
-    pub fn uploads(&self) -> usize {
+    pub fn uploads_open(&self) -> usize {
         self.inner.lock().uploads.len()
-    }
-
-    /// Uploads that hold parts: those cost money.
-    #[must_use]
-    pub fn uploads_with_parts(&self) -> usize {
-        self.inner.lock().uploads.values().filter(|parts| !parts.is_empty()).count()
     }
 
     /// Keys of objects that were removed, in order.
@@ -149,6 +156,15 @@ impl SimBlobs {
         key: &'a str,
         deed: impl FnOnce(&mut Inner) -> Result<T, BlobError> + Send + 'static,
     ) -> Answer<'a, T> {
+        self.step_until(key, u64::MAX, deed)
+    }
+
+    fn step_until<'a, T: Send + 'static>(
+        &'a self,
+        key: &'a str,
+        until_ms: u64,
+        deed: impl FnOnce(&mut Inner) -> Result<T, BlobError> + Send + 'static,
+    ) -> Answer<'a, T> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             let failed = || BlobError::Failed { key: key.to_owned(), reason: "simulated".to_owned() };
@@ -168,6 +184,10 @@ impl SimBlobs {
                     let _lost = deed(&mut self.inner.lock());
                     self.faults.die().await
                 }
+                Some(Fault::Asleep) => {
+                    self.asleep.lock().push((until_ms, Box::new(|inner| drop(deed(inner)))));
+                    self.faults.die().await
+                }
             }
         })
     }
@@ -184,17 +204,17 @@ fn joined(bytes: impl IntoIterator<Item = Bytes>) -> Bytes {
 }
 
 impl Blobs for SimBlobs {
-    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>) -> Answer<'a, ()> {
+    fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         let owned = key.to_owned();
-        self.step(key, move |inner| {
+        self.step_until(key, until_ms, move |inner| {
             inner.objects.insert(owned, joined(bytes));
             Ok(())
         })
     }
 
-    fn begin<'a>(&'a self, key: &'a str) -> Answer<'a, UploadId> {
+    fn begin<'a>(&'a self, key: &'a str, until_ms: u64) -> Answer<'a, UploadId> {
         let owned = key.to_owned();
-        self.step(key, move |inner| {
+        self.step_until(key, until_ms, move |inner| {
             inner.next += 1;
             let id = inner.next.to_string();
             inner.uploads.insert((owned, id.clone()), BTreeMap::new());
@@ -249,12 +269,27 @@ impl Blobs for SimBlobs {
         })
     }
 
-    fn discard<'a>(&'a self, key: &'a str, upload: Option<&'a UploadId>) -> Answer<'a, ()> {
-        let (owned, upload) = (key.to_owned(), upload.cloned());
+    fn uploads<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<(String, UploadId)>> {
+        let below = prefix.to_owned();
+        self.step(prefix, move |inner| {
+            let found = inner.uploads.keys().filter(|(key, _)| key.starts_with(&below));
+            let mut found: Vec<_> = found.map(|(key, id)| (key.clone(), UploadId(id.clone()))).collect();
+            found.sort_by(|(a, id), (b, other)| (a, &id.0).cmp(&(b, &other.0)));
+            Ok(found)
+        })
+    }
+
+    fn abort<'a>(&'a self, key: &'a str, upload: &'a UploadId) -> Answer<'a, ()> {
+        let at = (key.to_owned(), upload.0.clone());
         self.step(key, move |inner| {
-            if let Some(upload) = upload {
-                inner.uploads.remove(&(owned.clone(), upload.0));
-            }
+            inner.uploads.remove(&at);
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
             if inner.objects.remove(&owned).is_some() {
                 inner.deleted.push(owned);
             }

@@ -44,7 +44,7 @@ async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Ri
     let object = ObjectRef { attempt: AttemptId(3), begun_ms: 0, shape };
     let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
     let key = object.key("c", target.topic, target.ledger);
-    blobs.put(&key, parts).await.unwrap();
+    blobs.put(&key, parts, u64::MAX).await.unwrap();
     let reader = Reader::new(Arc::new(blobs.clone()), "c", cache, TaskGroup::new());
     Rig { blobs, faults, reader, target }
 }

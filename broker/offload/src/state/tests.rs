@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn attempt(id: u64) -> Attempt {
-    Attempt { id: AttemptId(id), begun_ms: 5, deadline_ms: 100, owner_epoch: OwnerEpoch(1), upload: None }
+    Attempt { id: AttemptId(id), begun_ms: 5, settled_ms: 100, owner_epoch: OwnerEpoch(1) }
 }
 
 fn shape() -> Shape {
@@ -27,12 +27,12 @@ fn a_ledger_goes_its_way() {
 }
 
 #[test]
-fn an_attempt_that_is_given_up_leaves_garbage_for_after_its_deadline() {
+fn an_attempt_that_is_given_up_leaves_garbage_for_when_it_has_settled() {
     let prepared = Offload::Prepared(attempt(1));
     let again = prepared.apply(&Change::Prepare(attempt(2))).unwrap();
     assert_eq!(again.next.attempt(), Some(AttemptId(2)));
     let garbage = again.garbage.unwrap();
-    assert_eq!((garbage.attempt, garbage.not_before_ms), (AttemptId(1), 100 + REQUEST_MS));
+    assert_eq!((garbage.attempt, garbage.not_before_ms), (AttemptId(1), 100));
     let late = again.next.apply(&Change::Commit(AttemptId(1), shape(), 0));
     assert_eq!(late, Err(Refused::OtherAttempt));
     let abandoned = again.next.apply(&Change::Abandon(AttemptId(2))).unwrap();

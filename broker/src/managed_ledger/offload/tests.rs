@@ -27,7 +27,7 @@ fn chain() -> Vec<Segment> {
 }
 
 fn attempt() -> Attempt {
-    Attempt { id: AttemptId(9), begun_ms: 0, deadline_ms: 0, owner_epoch: OwnerEpoch(1), upload: None }
+    Attempt { id: AttemptId(9), begun_ms: 0, settled_ms: 0, owner_epoch: OwnerEpoch(1) }
 }
 
 fn object() -> ObjectRef {

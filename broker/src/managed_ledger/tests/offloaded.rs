@@ -20,14 +20,14 @@ impl TopicRecord for Record {
     }
 }
 
-struct Story {
-    rig: Rig,
-    blobs: SimBlobs,
-    faults: Faults,
+pub(super) struct Story {
+    pub(super) rig: Rig,
+    pub(super) blobs: SimBlobs,
+    pub(super) faults: Faults,
 }
 
 impl Story {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut rig = Rig::new(small());
         let faults = Faults::default();
         let blobs = SimBlobs::new(faults.clone());
@@ -46,7 +46,11 @@ impl Story {
         self.rig.deps.tier.as_ref().unwrap()
     }
 
-    async fn offload(&self, owner: &mut Owner, ledger: LedgerId) -> Result<ObjectRef, OffloadError> {
+    pub(super) async fn offload(
+        &self,
+        owner: &mut Owner,
+        ledger: LedgerId,
+    ) -> Result<ObjectRef, OffloadError> {
         let (job, reader) = owner.ml.offload_job(ledger).unwrap();
         let (send, mut asked) = mpsc::channel(8);
         let record = Record(send);
@@ -75,7 +79,7 @@ impl Story {
     }
 
     /// Entries 0 to 30 in three closed ledgers, an open one behind; the first `count` are in the store alone.
-    async fn released(&self, count: usize) -> (Owner, Vec<LedgerId>) {
+    pub(super) async fn released(&self, count: usize) -> (Owner, Vec<LedgerId>) {
         let mut owner = self.rig.open().await;
         owner.append(0..35).await;
         let ledgers: Vec<_> = owner.ml.stats().ledgers.iter().map(|l| l.id).collect();
@@ -99,7 +103,7 @@ impl Story {
         panic!("tombstones stay");
     }
 
-    async fn sweep(&self) {
+    pub(super) async fn sweep(&self) {
         self.rig.clock.advance(Duration::from_secs(10_000));
         self.tier().sweep(&self.rig.meta.inner, &self.rig.deps.keys).await.unwrap();
     }

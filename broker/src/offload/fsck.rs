@@ -1,0 +1,327 @@
+//! `geminga admin storage fsck`: the bucket held against the metadata. It reports and never removes: what nobody names may be
+//! named by a metadata store that was rolled back, or by another cluster.
+//!
+//! It may run beside brokers. The bucket is listed first and the metadata read behind it, so that what a listing shows is named by
+//! the time it is looked for; what still does not fit is looked at once more before it is told.
+
+use crate::managed_ledger::record::{self, RecordError};
+use geminga_common::ids::{LedgerId, TopicId};
+use geminga_common::metadata::keys::Keys;
+use geminga_common::metadata::{MetaError, MetadataStore, list_all};
+use geminga_offload::blob::{BlobError, Blobs, Listed, UploadId};
+use geminga_offload::key;
+use geminga_offload::state::{Garbage, Offload};
+use geminga_offload::verify::{self, ObjectError};
+use geminga_offload::writer::{Closed, Shape};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Objects listed at a time.
+const PAGE: usize = 1000;
+
+/// Why the check could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FsckError {
+    /// The metadata cannot be read.
+    #[error("GM-5001: the metadata cannot be read: {0}")]
+    Meta(#[from] MetaError),
+    /// The store cannot be listed.
+    #[error("the object store cannot be listed: {0}")]
+    Blob(#[from] BlobError),
+}
+
+/// Something that should not be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Finding {
+    /// A topic's ledger has an object that is not there.
+    #[error("missing: {key} of {owner}; {}", left(.on_bookies))]
+    Missing {
+        /// The object.
+        key: String,
+        /// Topic and ledger.
+        owner: Owner,
+        /// Whether bookies hold the ledger too.
+        on_bookies: bool,
+    },
+    /// An object is not what the topic record says.
+    #[error("damaged: {key} of {owner}: {what}")]
+    Damaged {
+        /// The object.
+        key: String,
+        /// Topic and ledger.
+        owner: Owner,
+        /// What differs.
+        what: String,
+    },
+    /// A topic's object is also listed for removal.
+    #[error(
+        "condemned: {key} of {owner} is listed for removal although it is referenced; stop the brokers before the sweep comes"
+    )]
+    Condemned {
+        /// The object.
+        key: String,
+        /// Topic and ledger.
+        owner: Owner,
+    },
+    /// An object that no metadata names.
+    #[error(
+        "unknown: {key}, {size} bytes, is named by no metadata of this cluster; it is never removed by itself"
+    )]
+    Unknown {
+        /// The object.
+        key: String,
+        /// Its bytes.
+        size: u64,
+    },
+    /// An unfinished upload that no metadata names.
+    #[error(
+        "unknown upload: {id} of {key} is named by no metadata of this cluster; it is never ended by itself"
+    )]
+    UnknownUpload {
+        /// The object that it would become.
+        key: String,
+        /// The store's name for it.
+        id: String,
+    },
+    /// A record that cannot be read: what it names counts as unknown.
+    #[error("unreadable record: {record}: {why}; what it names is told as unknown")]
+    Unreadable {
+        /// Its key.
+        record: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn left(on_bookies: &bool) -> &'static str {
+    if *on_bookies { "bookies still have the ledger" } else { "its messages cannot be read" }
+}
+
+/// Whose object it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// The topic; its record's key where that is no topic's name.
+    pub topic: String,
+    /// The ledger.
+    pub ledger: LedgerId,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ledger {}", self.topic, self.ledger)
+    }
+}
+
+/// What was looked at and found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Objects that topics reference and that are as they should be.
+    pub referenced: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Attempts under way, or left by a broker that is gone: their topic's next owner gives them up.
+    pub under_way: usize,
+    /// Removals that wait for their time.
+    pub to_be_removed: usize,
+    /// What should not be.
+    pub findings: Vec<Finding>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            writeln!(f, "! {finding}")?;
+        }
+        let Report { referenced, bytes, under_way, to_be_removed, findings } = self;
+        write!(
+            f,
+            "{referenced} objects of topics ({bytes} bytes) are as they should be, {under_way} uploads under way, \
+             {to_be_removed} removals wait, {} findings",
+            findings.len()
+        )
+    }
+}
+
+/// Why a key may be there.
+enum Named {
+    Object { owner: Owner, closed: Closed, shape: Shape, on_bookies: bool },
+    UnderWay,
+    ToBeRemoved,
+}
+
+type Names = BTreeMap<String, Named>;
+
+/// Holds the bucket against the metadata; `whole` also reads every referenced object back and checks every byte.
+///
+/// # Errors
+/// See [`FsckError`].
+pub async fn fsck(
+    meta: &dyn MetadataStore,
+    cluster: &str,
+    blobs: &dyn Blobs,
+    whole: bool,
+) -> Result<Report, FsckError> {
+    let (objects, uploads) = bucket(blobs, cluster).await?;
+    let mut report = Report::default();
+    let names = named(meta, cluster, &mut report).await?;
+    for (key, named) in &names {
+        match named {
+            Named::UnderWay => report.under_way += 1,
+            Named::ToBeRemoved => report.to_be_removed += 1,
+            Named::Object { owner, closed, shape, on_bookies } => {
+                match object(blobs, key, owner, *closed, shape, objects.get(key).copied(), whole).await? {
+                    Looked::Good => {
+                        report.referenced += 1;
+                        report.bytes += shape.size;
+                    }
+                    Looked::Absent => report.findings.push(Finding::Missing {
+                        key: key.clone(),
+                        owner: owner.clone(),
+                        on_bookies: *on_bookies,
+                    }),
+                    Looked::Damaged(what) => {
+                        report.findings.push(Finding::Damaged {
+                            key: key.clone(),
+                            owner: owner.clone(),
+                            what,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    unnamed(blobs, &names, objects, uploads, &mut report).await?;
+    Ok(report)
+}
+
+type Bucket = (BTreeMap<String, u64>, Vec<(String, UploadId)>);
+
+/// All that lies below the cluster's prefix.
+async fn bucket(blobs: &dyn Blobs, cluster: &str) -> Result<Bucket, BlobError> {
+    let below = key::below(cluster);
+    let uploads = blobs.uploads(&format!("{below}/")).await?;
+    let (mut objects, mut after) = (BTreeMap::new(), None::<String>);
+    loop {
+        let page = blobs.list(&below, after.as_deref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok((objects, uploads)) };
+        after = Some(last.key.clone());
+        objects.extend(page.into_iter().map(|Listed { key, size }| (key, size)));
+    }
+}
+
+/// All that metadata names. Topics before removals: what moves from the one to the other meanwhile is seen in one at least.
+async fn named(meta: &dyn MetadataStore, cluster: &str, report: &mut Report) -> Result<Names, MetaError> {
+    let (keys, mut names) = (Keys::new(cluster), Names::new());
+    for stored in list_all(meta, &keys.all_topics_prefix()).await? {
+        let topic = keys.topic_of_key(&stored.key).map_or(stored.key.clone(), |name| name.to_string());
+        if let Err(error) = of_topic(cluster, &topic, &stored.value, &mut names) {
+            let why = error.to_string();
+            report.findings.push(Finding::Unreadable { record: stored.key, why });
+        }
+    }
+    for stored in list_all(meta, &keys.object_garbage_prefix()).await? {
+        match Garbage::decode(&stored.value) {
+            Ok((garbage, topic, ledger)) => {
+                let key = key::object(cluster, garbage.begun_ms, topic, ledger, garbage.attempt);
+                match names.get(&key) {
+                    Some(Named::Object { owner, .. }) => {
+                        report.findings.push(Finding::Condemned { owner: owner.clone(), key });
+                    }
+                    _ => drop(names.insert(key, Named::ToBeRemoved)),
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                report.findings.push(Finding::Unreadable { record: stored.key, why });
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn of_topic(cluster: &str, topic: &str, bytes: &[u8], names: &mut Names) -> Result<(), RecordError> {
+    let (state, _) = record::decode(bytes)?;
+    let id: TopicId = state.topic_id;
+    for segment in state.segments() {
+        let ledger = segment.id();
+        match &segment.offload {
+            Offload::Bookies => {}
+            Offload::Prepared(attempt) => {
+                let key = key::object(cluster, attempt.begun_ms, id, ledger, attempt.id);
+                names.insert(key, Named::UnderWay);
+            }
+            Offload::Committed(object, _) | Offload::Released(object) => {
+                let owner = Owner { topic: topic.to_owned(), ledger };
+                let closed = Closed { entries: segment.entries(), length: segment.bytes() };
+                let (shape, on_bookies) = (object.shape, segment.offload.on_bookies());
+                names.insert(
+                    object.key(cluster, id, ledger),
+                    Named::Object { owner, closed, shape, on_bookies },
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Looked {
+    Good,
+    Absent,
+    Damaged(String),
+}
+
+/// Looks at one referenced object; `listed` is its size in the listing.
+async fn object(
+    blobs: &dyn Blobs,
+    key: &str,
+    owner: &Owner,
+    closed: Closed,
+    shape: &Shape,
+    listed: Option<u64>,
+    whole: bool,
+) -> Result<Looked, BlobError> {
+    // Uploaded behind the listing, or not there.
+    let size = match listed {
+        Some(size) => size,
+        None => match blobs.size(key).await {
+            Ok(size) => size,
+            Err(BlobError::Absent(_)) => return Ok(Looked::Absent),
+            Err(error) => return Err(error),
+        },
+    };
+    if size != shape.size {
+        return Ok(Looked::Damaged(format!("{size} bytes, the topic record says {}", shape.size)));
+    }
+    if !whole {
+        return Ok(Looked::Good);
+    }
+    match verify::whole(blobs, key, owner.ledger, closed, shape).await {
+        Ok(()) => Ok(Looked::Good),
+        Err(ObjectError::Blob(BlobError::Absent(_))) => Ok(Looked::Absent),
+        Err(ObjectError::Blob(error)) => Err(error),
+        Err(error) => Ok(Looked::Damaged(error.to_string())),
+    }
+}
+
+/// What the bucket holds and no metadata names, if it is still there.
+async fn unnamed(
+    blobs: &dyn Blobs,
+    names: &Names,
+    objects: BTreeMap<String, u64>,
+    uploads: Vec<(String, UploadId)>,
+    report: &mut Report,
+) -> Result<(), BlobError> {
+    for (key, size) in objects.into_iter().filter(|(key, _)| !names.contains_key(key)) {
+        match blobs.size(&key).await {
+            Ok(_) => report.findings.push(Finding::Unknown { key, size }),
+            Err(BlobError::Absent(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (key, id) in uploads.into_iter().filter(|(key, _)| !names.contains_key(key)) {
+        if blobs.uploads(&key).await?.contains(&(key.clone(), id.clone())) {
+            report.findings.push(Finding::UnknownUpload { key, id: id.0 });
+        }
+    }
+    Ok(())
+}
