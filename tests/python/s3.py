@@ -79,6 +79,8 @@ def kind(method, path):
         return {"POST": "begin", "GET": "uploads"}.get(method, "other")
     if "list-type" in query:
         return "list"
+    if "delete" in query:
+        return "remove"  # several objects by one request, of which Geminga names one
     return {"PUT": "put", "HEAD": "size", "GET": "range", "DELETE": "remove"}.get(method, "other")
 
 
