@@ -1,6 +1,6 @@
 //! A real cluster of processes: etcd, three bookies, a broker. What was acknowledged is read back byte for byte and in order,
 //! whoever was killed or paused meanwhile.
-#![allow(clippy::disallowed_methods)] // real files, processes and clocks
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // real files, processes and clocks; figures of the run
 
 mod bare;
 mod repair;

@@ -7,7 +7,7 @@ use geminga_bookie_client::registry::Registry;
 use geminga_bookie_client::registry::record::{BookieRecord, NodeState};
 use geminga_bookie_client::rpc::{Doubt, Read, ReadAnswer, ReadClass};
 use geminga_common::clock::SystemClock;
-use geminga_common::disk::RealDisk;
+use geminga_common::disk::{Disk as _, RealDisk};
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{EntryId, Incarnation, LedgerId};
 use geminga_common::metadata::keys::Keys;
@@ -125,7 +125,7 @@ async fn a_store_that_lost_something_starts_again_as_another_once_it_is_let_go_o
     }
     drop(bookie);
     node.stop().await;
-    std::fs::remove_file(dir.path().join("b1/manifest.redb")).unwrap();
+    RealDisk.remove(&dir.path().join("b1/manifest.redb")).unwrap();
     let (tell, mut told) = tokio::sync::mpsc::channel::<Served>(4);
     let shutdown = CancellationToken::new();
     let (config, parts, stop) = (config("b1", dir.path()), parts(&metadata), shutdown.clone());

@@ -180,6 +180,7 @@ impl Halves {
             labels: Labels::default(),
             state: if lost { NodeState::DataLoss } else { NodeState::ReadWrite },
             capacity_bytes: 0,
+            damage: *bookie.damage().borrow(),
         };
         let key = self.keys.bookie(&self.id);
         let compare = match checked.revision {
@@ -214,6 +215,7 @@ mod tests {
             labels: Labels::default(),
             state: NodeState::ReadWrite,
             capacity_bytes: 0,
+            damage: 0,
         })
     }
 
