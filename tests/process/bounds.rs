@@ -166,7 +166,6 @@ fn rest_answers_nonsense_with_a_status_and_a_reason() -> Result<()> {
         ("PUT", "/admin/v2/tenants/%2E%2E", r#"{"allowedClusters":["standalone"]}"#, &[412]),
         ("PUT", "/admin/v2/namespaces/public/..", "", &[412]),
         ("PUT", &format!("{t}/a%00b"), "", &[400]),
-        ("PUT", &format!("{t}/a%7Fb/partitions"), "2", &[412]),
         ("POST", &format!("{t}/gone/subscription/s/skip/99999999999"), "", &[404]),
         ("GET", &format!("{ns}/topics?mode=FOO"), "", &[404]),
         ("POST", &format!("{ns}/backlogQuota?backlogQuotaType=x"), r#"{"limitSize":1}"#, &[404]),
