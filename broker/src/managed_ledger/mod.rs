@@ -193,6 +193,14 @@ pub enum ReadError {
     /// No holder answers now; retry later.
     #[error("entry {0} cannot be read now")]
     Unavailable(Position),
+    /// Bookies no longer have it, and the object store cannot be read now; retry later.
+    #[error("entry {0} cannot be read from the object store now: {1}")]
+    ObjectStore(Position, String),
+    /// Bookies no longer have it, and this broker has no object store.
+    #[error(
+        "entry {0} lies in an object store, and none is configured here: set offload.url to the one it was written to"
+    )]
+    NoObjectStore(Position),
     /// A quorum proves that a confirmed entry is gone: an incident, never to be skipped.
     #[error("entry {0} was confirmed but is not there")]
     Missing(Position),

@@ -173,7 +173,14 @@ impl ManagedLedger {
     pub(super) fn or_trimmed(&self, error: ReadError) -> ReadError {
         let first = self.state.first();
         match error {
-            ReadError::Unavailable(p) | ReadError::Missing(p) if p < first => ReadError::Trimmed(first),
+            ReadError::Unavailable(p)
+            | ReadError::Missing(p)
+            | ReadError::ObjectStore(p, _)
+            | ReadError::NoObjectStore(p)
+                if p < first =>
+            {
+                ReadError::Trimmed(first)
+            }
             ReadError::Missing(p) if self.source(p.ledger).has_object() => ReadError::Unavailable(p),
             other => other,
         }

@@ -17,12 +17,14 @@ pub(super) struct LedgerSource {
     ledger: LedgerId,
     view: Option<LedgerView>,
     object: Option<(Reader, Target)>,
+    /// It lies in an object store only, and there is none here.
+    lacks_store: bool,
 }
 
 impl ManagedLedger {
     /// Where the entries of a ledger of the chain are.
     pub(super) fn source(&self, ledger: LedgerId) -> LedgerSource {
-        let (mut view, mut object) = (None, None);
+        let (mut view, mut object, mut lacks_store) = (None, None, false);
         match (&self.writer, self.state.segment(ledger)) {
             (Some(writer), _) if writer.ledger() == ledger => view = Some(writer.view()),
             (_, Some(segment)) => {
@@ -30,10 +32,11 @@ impl ManagedLedger {
                 let target = |object| Target { topic: self.state.topic_id, ledger, object };
                 let reader = self.deps.tier.as_ref().map(|tier| tier.reader.clone());
                 object = reader.zip(segment.offload.object().copied().map(target));
+                lacks_store = view.is_none() && object.is_none();
             }
             (_, None) => {}
         }
-        LedgerSource { holders: self.holders(), ledger, view, object }
+        LedgerSource { holders: self.holders(), ledger, view, object, lacks_store }
     }
 }
 
@@ -56,7 +59,9 @@ impl LedgerSource {
         bytes_max: usize,
         class: ReadClass,
     ) -> Result<Vec<ReadEntry>, ReadError> {
-        let mut failed = ReadError::Unavailable(Position::new(self.ledger, first));
+        let at = Position::new(self.ledger, first);
+        let mut failed =
+            if self.lacks_store { ReadError::NoObjectStore(at) } else { ReadError::Unavailable(at) };
         if let Some(view) = &self.view {
             let read = self.holders.read(view, first, last, bytes_max, class).await;
             match self.checked(first, last, read) {
@@ -67,10 +72,7 @@ impl LedgerSource {
         let Some((reader, target)) = &self.object else { return Err(failed) };
         match reader.read(target, first, last, bytes_max).await {
             Ok(entries) => self.checked(first, last, self.opened(entries)),
-            Err(error) => {
-                tracing::warn!(ledger = %self.ledger, %error, "offloaded ledger cannot be read now; tried again");
-                Err(ReadError::Unavailable(Position::new(self.ledger, first)))
-            }
+            Err(error) => Err(ReadError::ObjectStore(at, error.to_string())),
         }
     }
 

@@ -249,7 +249,7 @@ impl Worker {
             last_acked_ms: sub.counters.last_acked_ms,
             last_floor_ms: sub.counters.last_floor_ms,
             active_consumer: active.map(|c| c.spec.name.clone()),
-            wait: sub.wait_reason().map(|why| why.to_string()),
+            wait: sub.unreadable.why().or_else(|| sub.wait_reason().map(|why| why.to_string())),
             dispatcher: sub.dispatcher.stats(),
             consumers: consumers.collect(),
         }

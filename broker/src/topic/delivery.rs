@@ -52,6 +52,9 @@ impl Worker {
     }
 
     fn dispatch(&mut self, sub: &mut Subscription) {
+        if !sub.unreadable.may_read(self.broker.clock.mono()) {
+            return;
+        }
         let end = self.readable_end(sub);
         // Every round may be one run between two acknowledged entries: when they are used up more may be ready, and nobody else would
         // come back for it.
@@ -165,16 +168,30 @@ impl Worker {
         if ours && let Some(reading) = sub.reading.take() {
             match result {
                 Ok(found) => {
+                    if let Some(after) = sub.unreadable.over(self.broker.clock.mono()) {
+                        tracing::info!(topic = %self.name, subscription = %sub.name, ?after, "reads work again");
+                    }
                     let next = if reading.replay { reading.from } else { self.after(&found, reading.from) };
                     self.offer(&mut sub, reading.read, &found, next);
                 }
-                Err(error) => {
-                    tracing::warn!(topic = %self.name, subscription = %sub.name, %error, "a read failed; it is tried again");
-                    sub.dispatcher.read_failed(reading.read);
-                }
+                Err(error) => self.read_failed(&mut sub, reading.read, &error),
             }
         }
         self.subscriptions.insert(name, sub);
+    }
+
+    fn read_failed(&self, sub: &mut Subscription, read: ReadId, error: &ml::ReadError) {
+        sub.dispatcher.read_failed(read);
+        // What was trimmed is left out by the next decision.
+        if matches!(error, ml::ReadError::Trimmed(_)) {
+            return;
+        }
+        if let Some((since, pause)) = sub.unreadable.failed(error.to_string(), self.broker.clock.mono()) {
+            tracing::warn!(
+                topic = %self.name, subscription = %sub.name, %error, ?since, ?pause,
+                "a read failed; its consumers wait, it is tried again"
+            );
+        }
     }
 
     /// Offers what was read to the dispatcher and queues what it assigns.

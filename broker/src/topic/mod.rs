@@ -38,6 +38,7 @@ mod requests;
 pub(crate) mod setbacks;
 mod subscription;
 mod throttle;
+mod unreadable;
 pub(crate) mod worker;
 
 pub(crate) use error::{Reply, TopicError};

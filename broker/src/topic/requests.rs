@@ -3,6 +3,7 @@
 use super::admission::{close_consumer, close_consumer_that_seeks};
 use super::error::{Reply, TopicError};
 use super::messages::{ConsumerFigures, LastMessage, Message, SeekTarget};
+use super::unreadable::Unreadable;
 use super::worker::{FindFor, ReadFor, Worker};
 use crate::cursor::{Acked, Log as _, WriteError};
 use crate::dispatch::ConsumerKey;
@@ -31,6 +32,7 @@ impl Worker {
             return reply.send(Err(TopicError::Precondition(text.to_owned())));
         }
         sub.seeking = true;
+        sub.unreadable = Unreadable::default();
         sub.dispatcher.set_fenced(true);
         let incarnation = sub.incarnation;
         let now_ms = self.broker.clock.wall_ms();

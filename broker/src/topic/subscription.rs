@@ -7,6 +7,7 @@
 use super::messages::Subscribe;
 use super::meter::Meter;
 use super::producers::Now;
+use super::unreadable::Unreadable;
 use super::{Reply, TopicError};
 use crate::cursor::{AckState, Acked, CursorId};
 use crate::dispatch::{
@@ -151,6 +152,8 @@ pub(super) struct Subscription {
     pub(super) consumers: BTreeMap<ConsumerKey, Consumer>,
     /// The read under way.
     pub(super) reading: Option<Reading>,
+    /// Reads that failed.
+    pub(super) unreadable: Unreadable,
     /// Acks on their way to the cursor log.
     pub(super) persisting: Persisting,
     /// How large the record of acknowledgements is, and whether that stops forward reading.
@@ -189,6 +192,7 @@ impl Subscription {
             kind,
             consumers: BTreeMap::new(),
             reading: None,
+            unreadable: Unreadable::default(),
             persisting: Persisting::default(),
             gaps: Gaps { changed: true, ..Gaps::default() },
             seeking: false,

@@ -301,7 +301,8 @@ impl Worker {
                 let write = sub.persisting.dirty_since.map(|since| since + persist_after);
                 let wake = sub.dispatcher.next_wakeup_ms();
                 let wake = wake.map(|at| mono + Duration::from_millis(at.saturating_sub(wall)));
-                [write, wake]
+                let again = sub.unreadable.wake().filter(|_| !sub.consumers.is_empty());
+                [write, wake, again]
             })
             .chain([self.ledger.has_open_ledger().then_some(self.ticked + TICK)])
             .chain(

@@ -45,13 +45,27 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
 pub(super) fn blob_error(key: &str, error: object_store::Error) -> BlobError {
     use object_store::Error as E;
     let key = key.to_owned();
-    let reason = error.to_string();
+    let reason = line(&error.to_string());
     match error {
+        // Not the object is missing: a person has to act.
+        E::NotFound { .. } if reason.ends_with("NoSuchBucket") => BlobError::Refused { key, reason },
         E::NotFound { .. } => BlobError::Absent(key),
         E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::InvalidPath { .. } => {
             BlobError::Refused { key, reason }
         }
         _ => BlobError::Failed { key, reason },
+    }
+}
+
+/// An error in one line. Of what a server wrote only its code is told: the rest may hold key ids and signatures, or lines of its own.
+fn line(text: &str) -> String {
+    let head = text.split(['<', '\n']).next().unwrap_or_default().trim();
+    let head: String = head.chars().filter(|c| !c.is_control()).take(240).collect();
+    let code =
+        text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+    match code.filter(|code| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric())) {
+        Some(code) => format!("{head} {code}"),
+        None => head,
     }
 }
 
@@ -131,4 +145,17 @@ pub(super) fn list<'a>(
         Ok(found)
     }
     .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_a_server_writes_only_the_code_is_told() {
+        let text = "refused: <?xml?>\n<Error><Code>SignatureDoesNotMatch</Code>\n<AWSAccessKeyId>AKID</AWSAccessKeyId></Error>";
+        assert_eq!(line(text), "refused: SignatureDoesNotMatch");
+        assert_eq!(line("a\u{1b}[1mb\nc"), "a[1mb");
+        assert_eq!(line("x <Code>a b\n</Code>"), "x");
+    }
 }
