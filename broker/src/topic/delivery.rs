@@ -52,7 +52,8 @@ impl Worker {
     }
 
     fn dispatch(&mut self, sub: &mut Subscription) {
-        if !sub.unreadable.may_read(self.broker.clock.mono()) {
+        // The clock is asked only where a read has failed.
+        if sub.unreadable.wake().is_some() && !sub.unreadable.may_read(self.broker.clock.mono()) {
             return;
         }
         let end = self.readable_end(sub);
