@@ -179,7 +179,7 @@ impl Mounted {
         let ready = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))
             && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
         if !ready {
-            println!("skipped: a_full_real_disk (no loop image can be mounted here)");
+            println!("not possible here: a full real disk needs a loop image that can be mounted");
             return None;
         }
         Some(Self { dir, at })

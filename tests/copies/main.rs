@@ -43,7 +43,7 @@ fn a_payload_is_copied_once_between_the_sockets() -> Result<()> {
         (1 << 20, 40, 2),
     ] {
         let copies = copied(&server.pulsar, size, count, window)?;
-        println!("{size} bytes: {copies:.3} copies");
+        println!("figure: payload of {size} bytes between two sockets: {copies:.3} copies");
         // The frame's own bytes around the payload are counted too, and a first frame whose size nobody could know.
         ensure!(copies < 1.05, "payloads of {size} bytes are copied {copies:.3} times");
         ensure!(copies > 0.99, "the counter does not count: {copies:.3}");

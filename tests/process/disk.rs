@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 const LEFT_OUT: &str =
-    "left out: a full disk needs a file system that can be mounted (root, mkfs.ext4 or tmpfs)";
+    "not possible here: a full disk needs a file system that can be mounted (root, mkfs.ext4 or tmpfs)";
 
 /// A mounted file system of 64 MiB; gone when dropped.
 struct Small {

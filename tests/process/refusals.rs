@@ -255,7 +255,7 @@ fn directories_that_take_no_writes_are_named() -> Result<()> {
     for part in ["", "bookie", "bookie/journal"] {
         let path = data.join(part);
         if !set_immutable(&path, true) {
-            println!("left out: immutable directories need chattr and root");
+            println!("not possible here: immutable directories need chattr and root");
             return Ok(());
         }
         // The lock of the data directory itself is there already: what cannot be written shows later.

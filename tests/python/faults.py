@@ -217,7 +217,7 @@ class Round:
             self.wrong(f"{verdict.bad()} violations on the subscriptions")
         self.read_again(verdict)
         seen = self.audit(WHOLE_WITHIN, "--bytes")
-        print(f"audit: {seen['ledgers']} closed ledgers, {seen['copies']} copies read from their holders, "
+        print(f"figure: audit: {seen['ledgers']} closed ledgers, {seen['copies']} copies read from their holders, "
               f"{len(seen['unreadable'])} unreadable, {len(seen['wrong'])} wrong; {seen['bookies']}")
         for what in ("unreadable", "wrong"):
             if seen[what]:
@@ -245,7 +245,7 @@ class Round:
             reader.acknowledge(message)
         client.close()
         lost = len(verdict.must - seen)
-        print(f"read again from the beginning: {len(seen)} records, {lost} acked lost, {differing} differing, {disordered} out of order")
+        print(f"figure: read again from the beginning: {len(seen)} records, {lost} acked lost, {differing} differing, {disordered} out of order")
         if lost or differing or disordered:
             self.wrong("what is read again is not what was acknowledged")
 
@@ -274,7 +274,7 @@ class Round:
         print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
         for row in self.rows:
             print("| " + " | ".join(map(str, row)) + " |")
-        print(f"faults: seed {self.seed}, {len(self.rows)} faults, {len(self.writer.records)} records, "
+        print(f"figure: faults: seed {self.seed}, {len(self.rows)} faults, {len(self.writer.records)} records, "
               f"{len(self.writer.acked)} acked: {len(self.bad)} violations", flush=True)
         for text in self.bad:
             print("  " + text)

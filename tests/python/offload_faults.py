@@ -253,7 +253,7 @@ def main():
                     server.process.wait()
             drill.proxy.stop()
             drill.s3.stop()
-    print(f"{drill.counts['kills']} kills, {drill.counts['failures']} failed requests, {time.monotonic() - begun:.0f} s: "
+    print(f"figure: offload: {drill.counts['kills']} kills, {drill.counts['failures']} failed requests, {time.monotonic() - begun:.0f} s: "
           "objects leaked 0, referenced objects deleted 0")
 
 

@@ -98,7 +98,7 @@ def main():
         listed = read_differences(args.differences) if args.differences else {}
         listed = {n: v for n, v in listed.items() if args.only in n}
         passed, failed = compare(observed, expected, listed)
-        print(f"probe: {passed} passed ({len(listed)} of them listed differences), {failed} failed", file=sys.stderr)
+        print(f"figure: probe: {passed} passed ({len(listed)} of them listed differences), {failed} failed", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of the client library must not hold the end up.

@@ -283,7 +283,7 @@ def main():
     verdict.read(events)
     verdict.table()
     bad = verdict.bad() + len(publisher.failed) + (not done)
-    print(f"scenario: seed {args.seed}, {len(records)} records, {len(publisher.acked)} acked, {args.kills} kills: "
+    print(f"figure: scenario: seed {args.seed}, {len(records)} records, {len(publisher.acked)} acked, {args.kills} kills: "
           f"{bad} violations")
     if args.keep or bad:
         print(f"kept: {work}", file=sys.stderr)

@@ -57,11 +57,11 @@ def run(binary, *load):
 
 def main(binary):
     writes, _ = run(binary, "--no-batch", "--max-pending", "1", "--messages", "300")
-    print(f"one outstanding: 300 acknowledged entries, {writes} synced writes")
+    print(f"figure: one outstanding: 300 acknowledged entries, {writes} synced writes")
     assert writes >= 300, f"{writes} synced writes for 300 acknowledgements: something was acknowledged before it was durable"
     for what, count, load in [("1000 outstanding", 20000, ["--no-batch"]), ("client batches", 100000, [])]:
         writes, size = run(binary, *load, "--messages", str(count))
-        print(f"{what}: {count} acknowledged messages of 1 KiB, {writes} synced writes, {size / writes / 1024:.0f} KiB a write")
+        print(f"figure: {what}: {count} acknowledged messages of 1 KiB, {writes} synced writes, {size / writes / 1024:.0f} KiB a write")
         assert size >= count * 1024, f"{size} bytes synced for {count} messages of 1 KiB"
 
 

@@ -142,7 +142,7 @@ fn no_crash_loses_what_was_acknowledged() {
             write_checkpoint(&disk, std::path::Path::new(file), seed);
         }
     }
-    println!("crash states {states}, violations 0, next seed {seed}, kinds {kinds:?}");
+    println!("figure: crash states {states}, violations 0, next seed {seed}, kinds {kinds:?}");
 }
 
 fn write_checkpoint(disk: &dyn Disk, path: &std::path::Path, seed: u64) {
@@ -189,7 +189,7 @@ fn workloads_reach_every_path() {
         }));
     }
     println!(
-        "of 40 runs: {rolled} rolled, {recycled} recycled, {flushed} flushed, {deleted} deleted, {full} met a full disk; in all {done:?}"
+        "figure: of 40 crash workloads {rolled} rolled, {recycled} recycled, {flushed} flushed, {deleted} deleted, {full} met a full disk; in all {done:?}"
     );
     let kept = [done.removed_segments, done.merged_segments, done.punched_bytes, done.scrubbed_bytes];
     for count in [rolled, recycled, flushed, deleted, full].into_iter().chain(kept.map(|n| n as usize)) {
@@ -206,7 +206,7 @@ fn no_crash_in_a_ceremony_does_harm() {
         assert!(report.violations.is_empty(), "{:#?}", report.violations);
     }
     assert!(report.states > 500, "only {} states", report.states);
-    println!("crashes in ceremonies: {} states, violations 0", report.states);
+    println!("figure: crashes in ceremonies: {} states, violations 0", report.states);
 }
 
 /// Every line of the store that changes the disk is reached by what the enumerator crashes. `--nocapture` shows the list.
@@ -235,7 +235,7 @@ fn every_call_of_the_disk_is_enumerated() {
     });
     let missed = sites::missed(&all, &seen);
     all.iter().for_each(|((file, line), text)| println!("{file}:{line}: {text}"));
-    println!("{} lines change the disk, {} were not reached", all.len(), missed.len());
+    println!("figure: {} lines change the disk, {} were not reached", all.len(), missed.len());
     assert!(all.len() > 30 && missed.is_empty(), "not reached: {missed:#?}");
 }
 
@@ -243,5 +243,5 @@ fn every_call_of_the_disk_is_enumerated() {
 fn a_lying_sync_is_caught() {
     let (report, _) = enumerate(&config(), 20_000, 1, Some(Fault::Lies));
     assert!(!report.violations.is_empty(), "a disk that lies must show");
-    println!("lying sync caught after {} states: {}", report.states, report.violations[0]);
+    println!("figure: lying sync caught after {} states: {}", report.states, report.violations[0]);
 }

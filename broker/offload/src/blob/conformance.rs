@@ -114,7 +114,7 @@ async fn a_directory_conforms() {
 pub(super) fn real_s3(prefix: &str) -> Option<Config> {
     let Ok(endpoint) = std::env::var("GEMINGA_TEST_S3") else {
         println!(
-            "left out: a real S3 server: run by `tests/s3 with cargo test -p geminga-offload --lib real_s3`"
+            "a real S3 server: run by `tests/s3 with cargo test -p geminga-offload --lib real_s3`"
         );
         return None;
     };
