@@ -14,6 +14,10 @@ pub struct Figures {
     pub ledgers: u64,
     /// Deleted ledgers that are remembered.
     pub tombstones: u64,
+    /// Synced journal writes: batches, idle markers among them.
+    pub journal_writes: u64,
+    /// Their bytes, with padding.
+    pub journal_bytes: u64,
     /// Bytes in the write cache.
     pub cached_bytes: u64,
     /// Segment files.
@@ -44,6 +48,8 @@ impl Sum for Figures {
             room: a.room.max(b.room),
             ledgers: a.ledgers + b.ledgers,
             tombstones: a.tombstones + b.tombstones,
+            journal_writes: a.journal_writes + b.journal_writes,
+            journal_bytes: a.journal_bytes + b.journal_bytes,
             cached_bytes: a.cached_bytes + b.cached_bytes,
             segments: a.segments + b.segments,
             segment_bytes: a.segment_bytes + b.segment_bytes,
@@ -73,6 +79,8 @@ impl Store {
             room,
             ledgers,
             tombstones,
+            journal_writes: count(&self.counts.journal_writes),
+            journal_bytes: count(&self.counts.journal_bytes),
             cached_bytes,
             segments: set.all.len() as u64,
             segment_bytes: set.all.iter().map(|s| s.row.len - s.row.footer).sum(),

@@ -2,21 +2,8 @@
 //!
 //! Invariant: a level is entered at its own mark and left only below a lower one, so that a store at a mark does not flap.
 
+pub use geminga_bookie_client::registry::record::Room;
 use geminga_common::disk::Space;
-
-/// What the disk has room for. Fences, seals, deletions and reads go on in every state.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub enum Room {
-    /// Everything.
-    #[default]
-    Open,
-    /// Ledgers that are there: placement should choose other stores for new ones. Nothing is refused.
-    NoNewLedgers,
-    /// Write-backs of recoveries and cursor logs, as far as their reserves go; other adds are refused with `DiskFull`.
-    RecoveryOnly,
-    /// No add but those of cursor logs.
-    Nothing,
-}
 
 /// At which share of the file system each level begins and ends, in percent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -128,6 +128,7 @@ async fn register(rig: &Rig, broker: &Broker) {
             state: NodeState::ReadWrite,
             capacity_bytes: 1,
             damage: 0,
+            room: Default::default(),
         };
         let record = Op::put(broker.keys.bookie(&bookie.id), record.encode());
         put(rig, vec![record, live(broker, bookie)]).await;

@@ -7,9 +7,11 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `registration` | the record `b/{id}`: what a start may find there and what follows (pure), and the transaction |
+//! | `news` | what is told in that record later: damage, room on the disk |
 //! | `liveness` | the leased key `live/b/{id}`, kept by a thread of its own |
 
 mod liveness;
+mod news;
 mod registration;
 
 use crate::service::{self, Service};
@@ -245,6 +247,7 @@ impl Node {
             state: NodeState::ReadWrite,
             capacity_bytes: config.capacity_bytes,
             damage: *bookie.damage().borrow(),
+            room: *bookie.room().borrow(),
         };
         let mine =
             registration::Mine { data_loss: *bookie.health().borrow() == Health::DataLoss, record: mine };
@@ -274,7 +277,7 @@ impl Node {
             let why = service.serve(listener).await.err().map(|error| error.to_string());
             tell.send_replace(Some(why.unwrap_or_else(|| "stopped".to_owned())));
         });
-        registration::keep_damage_told(parts.metadata.clone(), keys.clone(), &bookie, &service_tasks);
+        news::keep_told(parts.metadata.clone(), keys.clone(), &bookie, &service_tasks);
         let key = keys.live_bookie(bookie.id());
         let liveness =
             liveness::Liveness::start(parts.metadata, key, live.encode(), config.lease_ttl, &storage_tasks);

@@ -15,18 +15,15 @@
 //! equal counts are the same start, asked twice because an answer was lost.
 
 use super::NodeError;
-use crate::Bookie;
 use geminga_bookie_client::registry::record::{BookieRecord, LiveRecord, NodeState};
 use geminga_common::ids::BookieId;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Txn, TxnOutcome};
 use geminga_common::retry::Backoff;
 use geminga_common::rng::Rng;
-use geminga_common::tasks::{OnFailure, TaskGroup};
-use std::sync::Arc;
 use std::time::Duration;
 
-const BACKOFF: Backoff =
+pub(super) const BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5), attempts_max: None };
 
 /// What a store says of itself.
@@ -111,63 +108,6 @@ async fn attempt(
     }
 }
 
-/// Tells the cluster of damage to segments as it is found, so that what was lost is copied here again.
-pub(super) fn keep_damage_told(meta: Arc<dyn MetadataStore>, keys: Keys, bookie: &Bookie, tasks: &TaskGroup) {
-    let (mut damage, bookie, stop) = (bookie.damage(), bookie.clone(), tasks.token());
-    tasks.spawn("bookie-damage", OnFailure::Log, async move {
-        let telling = async {
-            // Not `changed` first: damage may have been found between the registration and here.
-            loop {
-                let now = *damage.borrow_and_update();
-                tell_damage_patiently(&*meta, &keys, &bookie, now).await;
-                if damage.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = telling => {}
-        }
-    });
-}
-
-async fn tell_damage_patiently(meta: &dyn MetadataStore, keys: &Keys, bookie: &Bookie, damage: u64) {
-    let (mut rng, mut failures) = (Rng::from_system(), 0);
-    loop {
-        match tell_damage(meta, keys, bookie, damage).await {
-            Ok(Some(())) => return,
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the cluster cannot be told of damage to segments yet");
-                failures += 1;
-            }
-        }
-        tokio::time::sleep(BACKOFF.delay(failures, &mut rng)).await;
-    }
-}
-
-async fn tell_damage(
-    meta: &dyn MetadataStore,
-    keys: &Keys,
-    bookie: &Bookie,
-    damage: u64,
-) -> Result<Option<()>, NodeError> {
-    let key = keys.bookie(bookie.id());
-    let Some(stored) = meta.get(&key).await? else { return Ok(Some(())) };
-    let record = BookieRecord::decode(&stored.value);
-    let record = record.map_err(|_| NodeError::Record(bookie.id().to_string()))?;
-    if record.incarnation != bookie.incarnation() || record.damage == damage {
-        return Ok(Some(()));
-    }
-    let compare = Compare::ModRevision(key.clone(), stored.mod_revision);
-    let put = Op::put(key, BookieRecord { damage, ..record }.encode());
-    match meta.txn(Txn { compares: vec![compare], ops: vec![put] }).await? {
-        TxnOutcome::Committed(_) => Ok(Some(())),
-        TxnOutcome::CompareFailed => Ok(None),
-    }
-}
-
 /// Waits until no other store lives under this name. A predecessor with the same store is no other: the store's lock says that it is
 /// dead.
 pub(super) async fn wait_for_name(
@@ -222,6 +162,7 @@ mod tests {
             state,
             capacity_bytes: 0,
             damage: 0,
+            room: Default::default(),
         }
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct Store {
 /// What was done since the start.
 #[derive(Default, Debug)]
 pub(crate) struct Counts {
+    pub(crate) journal_writes: AtomicU64,
+    pub(crate) journal_bytes: AtomicU64,
     pub(crate) punched_bytes: AtomicU64,
     pub(crate) merged_segments: AtomicU64,
     pub(crate) removed_segments: AtomicU64,
@@ -111,6 +113,8 @@ impl Store {
         }
         encode_batch(buf.as_mut_slice(), self.id, batch.head, &batch.records, batch.records_len);
         let bytes = &buf.as_slice()[..total];
+        self.counts.journal_writes.fetch_add(1, Ordering::Relaxed);
+        self.counts.journal_bytes.fetch_add(total as u64, Ordering::Relaxed);
         match batch.file.write_all_at(bytes, batch.offset) {
             // Only the defect of that name asks again.
             Err(_) if self.config.has(Mutant::SyncRetried) => batch.file.write_all_at(bytes, batch.offset),

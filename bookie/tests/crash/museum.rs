@@ -10,7 +10,10 @@ fn caught(mutant: Mutant) {
     config.mutant = Some(mutant);
     let (report, seed) = enumerate(&config, 100_000, 1, None);
     assert!(!report.violations.is_empty(), "{mutant:?} was not caught in {} states", report.states);
-    println!("figure: {mutant:?} caught after {} states, seed {seed}: {}", report.states, report.violations[0]);
+    println!(
+        "figure: {mutant:?} caught after {} states, seed {seed}: {}",
+        report.states, report.violations[0]
+    );
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Nodes: registration, liveness, identity, and who is not let in.
 
-use crate::support::{CLUSTER, entry, id};
-use geminga_bookie::Bookie;
+use crate::support::{CLUSTER, entry, id, send};
 use geminga_bookie::node::{Config, Node, NodeError, Parts};
-use geminga_bookie_client::registry::Registry;
+use geminga_bookie::{Bookie, InProcess, Room};
 use geminga_bookie_client::registry::record::{BookieRecord, NodeState};
+use geminga_bookie_client::registry::{Registry, View};
 use geminga_bookie_client::rpc::{Doubt, Read, ReadAnswer, ReadClass};
 use geminga_common::clock::SystemClock;
+use geminga_common::disk::sim::SimDisk;
 use geminga_common::disk::{Disk as _, RealDisk};
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{EntryId, Incarnation, LedgerId};
@@ -71,6 +72,38 @@ async fn a_node_registers_lives_and_leaves() {
     let again = record(&metadata, "b1").await;
     assert_eq!((again.boot, again.state), (2, NodeState::Draining), "a drain outlives a restart");
     assert_eq!(again.incarnation, first.incarnation);
+    node.stop().await;
+    tasks.stop();
+}
+
+/// Placement reads it there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_full_the_disk_is_stands_in_the_record() {
+    let (metadata, tasks) = (metadata(), TaskGroup::new());
+    let registry = Registry::start(metadata.clone(), Keys::new(CLUSTER), &tasks).await.unwrap();
+    let disk = SimDisk::new();
+    let parts = Parts { disk: Arc::new(disk.clone()), ..parts(&metadata) };
+    let node = Node::start(config("b1", Path::new("/sim")), parts).await.unwrap();
+    let told = async |wanted: &dyn Fn(Room) -> bool| {
+        let there = |view: &View| {
+            let record = view.bookies.get(&id("b1")).and_then(|known| known.record.as_ref());
+            record.is_some_and(|record| wanted(record.room))
+        };
+        tokio::time::timeout(Duration::from_secs(20), registry.until(there)).await.unwrap().unwrap();
+    };
+    told(&|room| room == Room::Open).await;
+    disk.capacity(Some(1 << 20));
+    let rpc = InProcess::new([node.bookie().clone()]);
+    let _full = send(&rpc, &rpc.refs()[0], 1, vec![entry(1, 0, 1000)]).await;
+    node.bookie().flush_soon();
+    told(&|room| room > Room::NoNewLedgers).await;
+    disk.capacity(None);
+    told(&|room| room == Room::Open).await;
+    assert_eq!(
+        record(&metadata, "b1").await.state,
+        NodeState::ReadWrite,
+        "the operator's word is not touched"
+    );
     node.stop().await;
     tasks.stop();
 }

@@ -117,6 +117,7 @@ mod tests {
                 state: *state,
                 capacity_bytes: 0,
                 damage: 0,
+                room: Default::default(),
             };
             (BookieId::new(name).unwrap(), Known { record: Some(record), live })
         };

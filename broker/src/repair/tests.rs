@@ -145,8 +145,16 @@ impl Scene {
             let state = if lost { NodeState::DataLoss } else { NodeState::ReadWrite };
             let labels = Labels::default();
             let damage = u64::from(look.damaged == Some(at));
-            let record =
-                BookieRecord { incarnation, boot: 1, address, labels, state, capacity_bytes: 0, damage };
+            let record = BookieRecord {
+                incarnation,
+                boot: 1,
+                address,
+                labels,
+                state,
+                capacity_bytes: 0,
+                damage,
+                room: Default::default(),
+            };
             (bookie.id.clone(), Known { record: Some(record), live })
         };
         let view = View { bookies: now.iter().enumerate().map(one).collect() };
@@ -272,6 +280,7 @@ impl Scene {
             state: NodeState::DataLoss,
             capacity_bytes: 0,
             damage: 0,
+            room: Default::default(),
         };
         self.put(Op::put(self.keys.bookie(&self.refs[at].id), record.encode())).await;
     }

@@ -181,6 +181,8 @@ impl Halves {
             state: if lost { NodeState::DataLoss } else { NodeState::ReadWrite },
             capacity_bytes: 0,
             damage: *bookie.damage().borrow(),
+            // Not kept up to date: there is no other store to choose.
+            room: *bookie.room().borrow(),
         };
         let key = self.keys.bookie(&self.id);
         let compare = match checked.revision {
@@ -216,6 +218,7 @@ mod tests {
             state: NodeState::ReadWrite,
             capacity_bytes: 0,
             damage: 0,
+            room: Default::default(),
         })
     }
 

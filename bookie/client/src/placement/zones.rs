@@ -1,5 +1,6 @@
-//! Placement over the registry: spread over zones, then racks; no bookie that is dead, read-only, draining or damaged; slow ones
-//! only when there are no others.
+//! Placement over the registry: spread over zones, then racks; no bookie that is dead, read-only, draining or damaged; slow ones and
+//! nearly full ones only when there are no others. A full one comes last, whatever zone it stands in: it refuses messages, but takes what
+//! cursor logs write, and that is what lets messages be deleted.
 //!
 //! The hard rule: the bookies of a write quorum stand in at least min(zones, Qw) zones. What cannot be met is not refused but
 //! *flagged*: [`ZonePlacement::degraded`] says what is missing until an ensemble meets it again. Bookies come in an order in which
@@ -9,7 +10,7 @@
 
 use super::Placement;
 use crate::grpc::health::Health;
-use crate::registry::record::{Labels, NodeState};
+use crate::registry::record::{Labels, NodeState, Room};
 use crate::registry::{Registry, View};
 use crate::rpc::BookieRef;
 use geminga_common::ids::BookieId;
@@ -45,8 +46,10 @@ pub struct Candidate {
     pub labels: Labels,
     /// Size of its data volume.
     pub capacity_bytes: u64,
-    /// Taken only when there are no others.
-    pub slow: bool,
+    /// Taken only when there are no others in a zone that would do: it is slow, or nearly full.
+    pub spared: bool,
+    /// Taken only when there are no others at all: it refuses messages.
+    pub full: bool,
 }
 
 /// Chooses up to `count` candidates beside those who stay, whose labels are `kept`.
@@ -63,7 +66,7 @@ pub fn pick(mut from: Vec<Candidate>, count: usize, kept: &[Labels], rng: &mut R
     while picked.len() < count && !from.is_empty() {
         let cost = |c: &Candidate| {
             let (zone, rack) = (zones.get(&c.labels.zone), racks.get(&place(&c.labels)));
-            (zone.copied().unwrap_or(0), c.slow, rack.copied().unwrap_or(0))
+            (c.full, zone.copied().unwrap_or(0), c.spared, rack.copied().unwrap_or(0))
         };
         let least = from.iter().map(cost).min().unwrap_or_default();
         let best: Vec<usize> = (0..from.len()).filter(|at| cost(&from[*at]) == least).collect();
@@ -110,7 +113,8 @@ impl ZonePlacement {
                 && live.incarnation == record.incarnation
                 && !exclude.contains(&bookie);
             good.then(|| Candidate {
-                slow: slow.contains(id),
+                spared: slow.contains(id) || record.room == Room::NoNewLedgers,
+                full: record.room > Room::NoNewLedgers,
                 labels: record.labels.clone(),
                 capacity_bytes: record.capacity_bytes,
                 bookie,

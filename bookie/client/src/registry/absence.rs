@@ -124,6 +124,7 @@ mod tests {
             state,
             capacity_bytes: 0,
             damage: 0,
+            room: Default::default(),
         };
         let live = live.then(|| LiveRecord { incarnation, address: "h:1".into(), process: 1 });
         View { bookies: BTreeMap::from([(id(), Known { record: Some(record), live })]) }

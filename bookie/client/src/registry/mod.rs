@@ -217,6 +217,7 @@ mod tests {
             state: NodeState::ReadWrite,
             capacity_bytes: 0,
             damage: 0,
+            room: Default::default(),
         }
     }
 

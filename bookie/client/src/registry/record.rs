@@ -55,6 +55,29 @@ pub struct Labels {
     pub rack: String,
 }
 
+/// What a bookie's disk has room for. Fences, seals, deletions and reads go on in every state.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Room {
+    /// Everything.
+    #[default]
+    Open,
+    /// Ledgers that are there: placement should choose other stores for new ones. Nothing is refused.
+    NoNewLedgers,
+    /// Write-backs of recoveries and cursor logs, as far as their reserves go; other adds are refused with `DiskFull`.
+    RecoveryOnly,
+    /// No add but those of cursor logs.
+    Nothing,
+}
+
+impl Room {
+    const ALL: [Self; 4] = [Self::Open, Self::NoNewLedgers, Self::RecoveryOnly, Self::Nothing];
+
+    /// A number of a newer version is the least room: such a bookie is chosen last.
+    fn of(number: u32) -> Self {
+        Self::ALL.get(number as usize).copied().unwrap_or(Self::Nothing)
+    }
+}
+
 /// A bookie's record.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct BookieRecord {
@@ -73,6 +96,8 @@ pub struct BookieRecord {
     /// Blocks and footers of its segments that do not check. Of what they held it may lack copies; a change of the number is news, the
     /// number does not fall when the copies have been made good.
     pub damage: u64,
+    /// What its disk has room for; the node itself keeps it up to date.
+    pub room: Room,
 }
 
 /// A bookie's liveness.
@@ -119,6 +144,9 @@ struct PbBookie {
     capacity_bytes: u64,
     #[prost(uint64, tag = "8")]
     damage: u64,
+    /// 0 everything, 1 no new ledgers, 2 recovery only, 3 nothing.
+    #[prost(uint32, tag = "9")]
+    room: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -158,6 +186,7 @@ impl BookieRecord {
             state: self.state.number(),
             capacity_bytes: self.capacity_bytes,
             damage: self.damage,
+            room: self.room as u32,
         })
     }
 
@@ -175,6 +204,7 @@ impl BookieRecord {
             state: NodeState::of(stored.state).ok_or(DecodeError::State(stored.state))?,
             capacity_bytes: stored.capacity_bytes,
             damage: stored.damage,
+            room: Room::of(stored.room),
         })
     }
 }
@@ -211,6 +241,7 @@ mod tests {
             state: NodeState::Draining,
             capacity_bytes: 300,
             damage: 0,
+            room: Room::Open,
         }
     }
 
@@ -224,6 +255,9 @@ mod tests {
         let damaged = BookieRecord { damage: 3, ..record() };
         assert_eq!(hex(&damaged.encode()), "0109110000000000000010031a03683a3122017a2a0172300438ac024003");
         assert_eq!(BookieRecord::decode(&damaged.encode()), Ok(damaged));
+        let full = BookieRecord { room: Room::RecoveryOnly, ..record() };
+        assert_eq!(hex(&full.encode()), "0109110000000000000010031a03683a3122017a2a0172300438ac024802");
+        assert_eq!(BookieRecord::decode(&full.encode()), Ok(full));
         let live = LiveRecord { incarnation: Incarnation(1), address: "h:1".into(), process: 2 };
         assert_eq!(hex(&live.encode()), "010901000000000000001203683a31190200000000000000");
         assert_eq!(LiveRecord::decode(&live.encode()), Ok(live));

@@ -113,9 +113,7 @@ async fn a_directory_conforms() {
 /// The bucket that `tests/s3 with` made, if the test runs beside it.
 pub(super) fn real_s3(prefix: &str) -> Option<Config> {
     let Ok(endpoint) = std::env::var("GEMINGA_TEST_S3") else {
-        println!(
-            "a real S3 server: run by `tests/s3 with cargo test -p geminga-offload --lib real_s3`"
-        );
+        println!("a real S3 server: run by `tests/s3 with cargo test -p geminga-offload --lib real_s3`");
         return None;
     };
     Some(Config { url: format!("s3://conformance/{prefix}"), endpoint, ..Config::default() })

@@ -22,6 +22,7 @@ fn view(names: &[&str]) -> View {
             state: NodeState::ReadWrite,
             capacity_bytes: 1,
             damage: 0,
+            room: Default::default(),
         };
         let live = LiveRecord { incarnation: Incarnation(1), address: "h:1".into(), process: 1 };
         (id(name), Known { record: Some(record), live: Some(live) })
@@ -108,6 +109,30 @@ async fn a_slow_bookie_is_taken_only_when_there_is_no_other() {
     for seed in 0..50 {
         assert!(!of(&["a1", "a2", "b1"], seed).contains(&refs(&["a1"])[0]));
         assert!(of(&["a1", "b1"], seed).contains(&refs(&["a1"])[0]), "better slow than one zone");
+    }
+}
+
+#[test]
+fn a_nearly_full_bookie_is_spared_and_a_full_one_comes_last() {
+    let of = |room: Room, names: &[&str], seed| {
+        let mut view = view(names);
+        view.bookies.get_mut(&id("a1")).unwrap().record.as_mut().unwrap().room = room;
+        placement(view, seed).choose(2, &[])
+    };
+    let a1 = &refs(&["a1"])[0];
+    for seed in 0..50 {
+        for room in [Room::NoNewLedgers, Room::RecoveryOnly, Room::Nothing] {
+            assert!(!of(room, &["a1", "a2", "b1"], seed).contains(a1), "{room:?}");
+        }
+        assert!(
+            of(Room::NoNewLedgers, &["a1", "b1", "b2"], seed).contains(a1),
+            "better nearly full than one zone"
+        );
+        assert!(
+            !of(Room::RecoveryOnly, &["a1", "b1", "b2"], seed).contains(a1),
+            "better one zone than no room"
+        );
+        assert!(of(Room::Nothing, &["a1", "b1"], seed).contains(a1), "cursor logs are written even there");
     }
 }
 
