@@ -22,6 +22,7 @@ use crate::topic::{TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use geminga_bookie_client::ledgers::Ledgers;
+use geminga_bookie_client::placement::Degraded;
 use geminga_common::budget::Budget;
 use geminga_common::clock::Clock;
 use geminga_common::ids::OwnerEpoch;
@@ -330,6 +331,11 @@ impl Broker {
     /// Where clients reach it.
     pub(crate) fn service_url(&self) -> String {
         self.addresses.pulsar.clone()
+    }
+
+    /// In what way the last ledger was placed below what was asked for; `None` where there is nothing to place on.
+    pub(crate) fn placement(&self) -> Option<Option<Degraded>> {
+        self.repair.as_ref().map(|means| means.placement.degraded())
     }
 
     /// How repairs stand here; `None` where nothing is repaired.

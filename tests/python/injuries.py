@@ -172,6 +172,17 @@ class Wiped(Injury):
         shutil.rmtree(os.path.join(self.cluster.dir, self.target))
 
 
+class AwayWiped(Away):
+    """The same, and it comes back with nothing of what it had stored."""
+
+    def choose(self):
+        return Wiped.choose(self)
+
+    def hurt(self):
+        super().hurt()
+        shutil.rmtree(os.path.join(self.cluster.dir, self.target))
+
+
 class Flipped(Injury):
     """One bit of a file is turned around. While the bookie is down: where its own inspection sees it. While it runs (`at_rest`):
     anywhere in what is written; nothing is read there at that moment."""
@@ -316,8 +327,8 @@ ALL = {
     "flip in manifest": ManifestFlipped,
     "flip in manifest, running": ManifestFlippedAtRest,
 }
-# Not among all: it takes its time.
-LONG = {"bookie away": Away}
+# Not among all: they take their time.
+LONG = {"bookie away": Away, "bookie away, wiped": AwayWiped}
 SHORT = ("broker killed", "journal write EIO", "wiped")
 
 

@@ -4,6 +4,7 @@
 pub mod zones;
 
 use crate::rpc::BookieRef;
+use std::fmt;
 
 /// Chooses bookies.
 pub trait Placement: Send + Sync + 'static {
@@ -17,12 +18,33 @@ pub trait Placement: Send + Sync + 'static {
         let _ = keep;
         self.choose(count, exclude)
     }
+    /// In what way the last ensemble that was chosen fell short of what was asked for; `None` when it did not.
+    fn degraded(&self) -> Option<Degraded> {
+        // Who always answers the same has nothing to choose from.
+        None
+    }
     /// Whether a bookie's store is given up for good, so that nobody need wait for it to delete anything. Being out of reach is
     /// not enough.
     fn given_up(&self, bookie: &BookieRef) -> bool {
         // Only who follows the registry can know.
         let _ = bookie;
         false
+    }
+}
+
+/// In what way the last ensemble fell short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Degraded {
+    /// Bookies asked for and found.
+    pub bookies: (usize, usize),
+    /// Zones that the rule asks for, and zones that the ensemble stands in.
+    pub zones: (usize, usize),
+}
+
+impl fmt::Display for Degraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((wanted, found), (zones, stands)) = (self.bookies, self.zones);
+        write!(f, "{found} of {wanted} bookies, in {stands} of {zones} zones")
     }
 }
 

@@ -147,7 +147,7 @@ async fn a_node_dies_another_takes_its_place_and_recovery_reads_everything_back(
     writing.registry.until(|view| alive(view) == 3).await.unwrap();
     let mut open = Open::create(&writing, &metadata).await;
     assert_eq!(holders(&open.writer.view()).len(), 3);
-    assert_eq!(*writing.placement.degraded().borrow(), None);
+    assert_eq!(writing.placement.degraded(), None);
     open.append(500);
     open.until(|p, _| p.drained() && p.lafr == p.lac).await;
 
@@ -156,7 +156,7 @@ async fn a_node_dies_another_takes_its_place_and_recovery_reads_everything_back(
     drop(b3);
     open.append(250);
     open.until(|p, view| p.drained() && holders(view).len() == 2).await;
-    assert!(writing.placement.degraded().borrow().is_some(), "and it is flagged");
+    assert!(writing.placement.degraded().is_some(), "and it is flagged");
 
     // Another node comes: it is taken in, and entries have three copies again.
     let b4 = start("b4").await.unwrap();

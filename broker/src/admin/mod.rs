@@ -21,6 +21,7 @@ use crate::topic::offload;
 use crate::topic::{Reply, TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use geminga_bookie_client::placement::Degraded;
 use geminga_common::ids::{EntryId, Position};
 use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName, topic_hash};
 use std::collections::BTreeMap;
@@ -237,6 +238,10 @@ impl BrokerApi for Admin {
 
     fn repairs(&self) -> Option<crate::repair::Figures> {
         self.0.repairs()
+    }
+
+    fn placement(&self) -> Option<Option<Degraded>> {
+        self.0.placement()
     }
 
     fn snapshot(&self) -> BoxFuture<'_, Vec<(TopicName, TopicStats)>> {

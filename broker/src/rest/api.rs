@@ -6,6 +6,7 @@
 use super::stats::{InternalStats, TopicStats};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use geminga_bookie_client::placement::Degraded;
 use geminga_common::ids::{EntryId, LedgerId, Position};
 use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName};
 use std::collections::BTreeMap;
@@ -189,6 +190,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn snapshot(&self) -> BoxFuture<'_, Vec<(TopicName, TopicStats)>>;
     /// How repairs of ledgers stand in this broker; `None` where there is nothing to repair from.
     fn repairs(&self) -> Option<crate::repair::Figures> {
+        None
+    }
+    /// In what way the last ledger was placed below what was asked for; `None` where there is nothing to place on.
+    fn placement(&self) -> Option<Option<Degraded>> {
         None
     }
     /// Creates a topic. [`ApiError::Exists`] when it is there.

@@ -3,6 +3,7 @@
 
 use super::Rest;
 use super::stats::{SubscriptionStats, TopicStats};
+use geminga_bookie_client::placement::Degraded;
 use geminga_common::names::TopicName;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -40,6 +41,16 @@ fn repair_lines(families: &mut Families, cluster: &str, figures: &crate::repair:
     add("geminga_repair_bytes_copied_total", "counter", figures.bytes);
 }
 
+/// By how many bookies, and zones, the last ledger that this broker placed fell short.
+fn placement_lines(families: &mut Families, cluster: &str, degraded: Option<Degraded>) {
+    let short = |of: fn(&Degraded) -> (usize, usize)| {
+        let (wanted, found) = degraded.as_ref().map_or((0, 0), of);
+        wanted.saturating_sub(found) as f64
+    };
+    families.add("geminga_placement_bookies_missing", "gauge", cluster, short(|d| d.bookies));
+    families.add("geminga_placement_zones_missing", "gauge", cluster, short(|d| d.zones));
+}
+
 /// The text for a snapshot.
 pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
     let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
@@ -68,6 +79,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     process_lines(&mut families, &cluster);
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);
+    }
+    if let Some(degraded) = rest.broker.placement() {
+        placement_lines(&mut families, &cluster, degraded);
     }
     families.render()
 }

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// Ledgers written to in turn.
-const LEDGERS: u64 = 64;
+pub(crate) const LEDGERS: u64 = 64;
 /// Bytes that may wait for their acknowledgement.
 const IN_FLIGHT: usize = 12 << 20;
 /// And entries.
 const IN_FLIGHT_ENTRIES: usize = 4096;
 
 pub(crate) struct Load {
-    rpc: GrpcBookies,
+    rpc: Arc<GrpcBookies>,
     to: BookieRef,
     tasks: TaskGroup,
     payload: Bytes,
@@ -49,12 +49,27 @@ impl Load {
     pub(crate) fn new(address: String, to: BookieRef, size: usize, first: u64) -> Self {
         let tasks = TaskGroup::new();
         let config = grpc::Config::new(crate::node::CLUSTER, "ingest");
-        let rpc = GrpcBookies::new(config, Arc::new(move |_| Some(address.clone())), tasks.clone());
+        let rpc = Arc::new(GrpcBookies::new(config, Arc::new(move |_| Some(address.clone())), tasks.clone()));
         // Not compressible, not that anything compresses.
         let payload = (0..size as u64)
             .map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u8)
             .collect::<Vec<_>>();
         Self { rpc, to, tasks, payload: payload.into(), ledger: first, sent: 0 }
+    }
+
+    /// The way to the bookie.
+    pub(crate) fn rpc(&self) -> Arc<GrpcBookies> {
+        self.rpc.clone()
+    }
+
+    /// The bookie.
+    pub(crate) fn to(&self) -> BookieRef {
+        self.to.clone()
+    }
+
+    /// The lowest ledger written to.
+    pub(crate) fn first_ledger(&self) -> u64 {
+        self.ledger
     }
 
     fn entry(&mut self) -> (LedgerId, Entry) {

@@ -2,15 +2,17 @@
 //!
 //!     ingest bookie  --dir DIR [--secs N] [--rounds N] [--size BYTES,...] [--shards N]
 //!     ingest quorum  --dir DIR [--secs N] [--rounds N] [--size BYTES,...]
+//!     ingest beside  --dir DIR [--secs N] [--rounds N] [--gb N]
 //!     ingest ledgers --dir DIR [--count N]
 //!
 //! `bookie`: adds pipelined to one store in a process of its own; then synced writes of that store's own mean batch size by a plain
 //! loop, in the same directory; then adds at half the rate, for their latency. `quorum`: the ledger client with 3/3/2, bookies in
-//! this process against bookies behind gRPC. `ledgers`: that many open ledgers in one store. Figures of one run belong together; those
+//! this process against bookies behind gRPC. `beside`: a reader far behind beside writes at a quarter of the rate. `ledgers`: that many open ledgers in one store. Figures of one run belong together; those
 //! of different runs do not.
 
 #![allow(clippy::disallowed_methods)] // a measurement: real time, and threads that wait for real disks, are its subject
 
+mod beside;
 mod ledgers;
 mod load;
 mod node;
@@ -21,6 +23,10 @@ mod single;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 
+// As the product does.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is asked for.
 pub(crate) struct Args {
     pub(crate) dir: PathBuf,
@@ -28,13 +34,21 @@ pub(crate) struct Args {
     pub(crate) rounds: u64,
     pub(crate) sizes: Vec<usize>,
     pub(crate) count: u64,
+    pub(crate) gb: f64,
     pub(crate) shards: u16,
 }
 
 impl Args {
     fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
-        let mut args =
-            Self { dir: PathBuf::new(), secs: 4, rounds: 3, sizes: Vec::new(), count: 100_000, shards: 1 };
+        let mut args = Self {
+            dir: PathBuf::new(),
+            secs: 4,
+            rounds: 3,
+            sizes: Vec::new(),
+            count: 100_000,
+            gb: 4.0,
+            shards: 1,
+        };
         let mut words = words;
         while let Some(word) = words.next() {
             let value = words.next().with_context(|| format!("{word} wants a value"))?;
@@ -44,6 +58,7 @@ impl Args {
                 "--rounds" => args.rounds = value.parse()?,
                 "--size" => args.sizes = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
                 "--count" => args.count = value.parse()?,
+                "--gb" => args.gb = value.parse()?,
                 "--shards" => args.shards = value.parse()?,
                 other => bail!("{other} is not known"),
             }
@@ -76,6 +91,7 @@ fn main() -> Result<()> {
         "serve" => runtime.block_on(node::serve(&args)),
         "bookie" => runtime.block_on(single::run(args)),
         "quorum" => runtime.block_on(quorum::run(args)),
+        "beside" => runtime.block_on(beside::run(args)),
         "ledgers" => runtime.block_on(ledgers::run(args)),
         other => bail!("{other} is not known"),
     }

@@ -3,12 +3,12 @@
 //! cursor logs write, and that is what lets messages be deleted.
 //!
 //! The hard rule: the bookies of a write quorum stand in at least min(zones, Qw) zones. What cannot be met is not refused but
-//! *flagged*: [`ZonePlacement::degraded`] says what is missing until an ensemble meets it again. Bookies come in an order in which
+//! *flagged*: [`Placement::degraded`] says what is missing until an ensemble meets it again. Bookies come in an order in which
 //! consecutive ones stand in different zones as far as possible, so that the rule holds for striped ledgers too.
 //!
 //! [`pick`] is pure. Ties are broken by chance, two at a time: of two drawn bookies the one with more room is taken.
 
-use super::Placement;
+use super::{Degraded, Placement};
 use crate::grpc::health::Health;
 use crate::registry::record::{Labels, NodeState, Room};
 use crate::registry::{Registry, View};
@@ -17,25 +17,7 @@ use geminga_common::ids::BookieId;
 use geminga_common::rng::Rng;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
-use tokio::sync::watch;
-
-/// In what way the last ensemble fell short.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Degraded {
-    /// Bookies asked for and found.
-    pub bookies: (usize, usize),
-    /// Zones that the rule asks for, and zones that the ensemble stands in.
-    pub zones: (usize, usize),
-}
-
-impl fmt::Display for Degraded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ((wanted, found), (zones, stands)) = (self.bookies, self.zones);
-        write!(f, "{found} of {wanted} bookies, in {stands} of {zones} zones")
-    }
-}
 
 /// A bookie that may be chosen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,21 +68,15 @@ pub struct ZonePlacement {
     health: Option<Arc<Health>>,
     write_quorum: usize,
     rng: Mutex<Rng>,
-    degraded: watch::Sender<Option<Degraded>>,
+    degraded: Mutex<Option<Degraded>>,
 }
 
 impl ZonePlacement {
     /// A placement for ledgers of this write quorum; `health` says who is slow.
     #[must_use]
     pub fn new(registry: Registry, health: Option<Arc<Health>>, write_quorum: u32, rng: Rng) -> Self {
-        let (rng, degraded) = (Mutex::new(rng), watch::Sender::new(None));
+        let (rng, degraded) = (Mutex::new(rng), Mutex::new(None));
         Self { registry, health, write_quorum: write_quorum as usize, rng, degraded }
-    }
-
-    /// In what way the last ensemble that was chosen fell short; `None` when it did not.
-    #[must_use]
-    pub fn degraded(&self) -> watch::Receiver<Option<Degraded>> {
-        self.degraded.subscribe()
     }
 
     fn candidates(&self, view: &View, exclude: &[BookieRef]) -> Vec<Candidate> {
@@ -134,14 +110,14 @@ impl ZonePlacement {
         let short = ensemble.len() < wanted || stands.len() < need;
         let now =
             short.then_some(Degraded { bookies: (wanted, ensemble.len()), zones: (need, stands.len()) });
-        self.degraded.send_if_modified(|before| {
-            let changed = *before != now;
-            if let (true, Some(degraded)) = (changed, &now) {
+        let before = std::mem::replace(&mut *self.degraded.lock(), now);
+        match &now {
+            Some(degraded) if before != now => {
                 tracing::warn!(%degraded, "ledgers are placed below what was asked for");
             }
-            *before = now;
-            changed
-        });
+            None if before.is_some() => tracing::info!("ledgers are placed as asked for again"),
+            _ => {}
+        }
     }
 }
 
@@ -161,6 +137,10 @@ impl Placement for ZonePlacement {
         ensemble.extend(picked.iter().map(|candidate| candidate.labels.clone()));
         self.judge(&view, keep.len() + count, &ensemble);
         picked.into_iter().map(|candidate| candidate.bookie).collect()
+    }
+
+    fn degraded(&self) -> Option<Degraded> {
+        *self.degraded.lock()
     }
 
     fn given_up(&self, bookie: &BookieRef) -> bool {

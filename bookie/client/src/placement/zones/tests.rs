@@ -45,7 +45,7 @@ fn zones(chosen: &[BookieRef]) -> String {
 }
 
 fn degraded(placement: &ZonePlacement) -> Option<Degraded> {
-    *placement.degraded().borrow()
+    placement.degraded()
 }
 
 #[test]
