@@ -47,6 +47,9 @@ use std::time::Duration;
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 /// Changes are given this long to come together: a bookie that returns brings several.
 const SETTLE: Duration = Duration::from_millis(300);
+/// While something is stuck, a ledger that closes with repair due is looked at this long after the last round at the earliest: with a bookie
+/// away every ledger closes so, and each look is a look at all of them.
+const STUCK_PAUSE: Duration = Duration::from_secs(5);
 /// While something counts on a store that lost data, every ledger is looked at this often.
 const COUNTED_ON_AGAIN: Duration = Duration::from_secs(20);
 /// Every ledger is looked at this often, whatever happened: what a watch missed, and what an owner folded meanwhile.
@@ -155,9 +158,15 @@ impl Controller {
             let wake =
                 [retry_at, given_up_at, Some(audit_at)].into_iter().flatten().min().unwrap_or(audit_at);
             let sleep = wake.saturating_sub(d.clock.mono());
+            let earliest = tokio::time::Instant::now() + if finished { Duration::ZERO } else { STUCK_PAUSE };
+            let told = async {
+                let folded = news(d, watch.ok(), &watched).await;
+                tokio::time::sleep_until(earliest).await;
+                folded
+            };
             let folded = tokio::select! {
                 _ = registry.changed() => false,
-                folded = news(d, watch.ok(), &watched) => folded,
+                folded = told => folded,
                 () = tokio::time::sleep(sleep) => false,
             };
             if folded {

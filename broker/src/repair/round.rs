@@ -68,12 +68,12 @@ impl<'r> Round<'r> {
                 }
             }
         }
-        self.deps.status.change(|f| {
-            f.due = found.due;
-            if found.due == 0 {
-                f.stuck.clear();
-            }
-        });
+        if let Some(due) = self.deps.status.round(found.due) {
+            tracing::warn!(
+                due,
+                "ledgers are below their write quorum; `geminga_repair_ledgers_due` tells how many"
+            );
+        }
         Ok(found)
     }
 
