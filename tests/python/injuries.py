@@ -5,11 +5,13 @@ Only one bookie is hurt at a time and it is whole again before the next: that is
 """
 import glob
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import time
+import urllib.request
 
 import pulsar
 
@@ -150,7 +152,8 @@ class DiskFullTakeover(DiskFull):
 
 
 class Away(Killed):
-    """A bookie is away for ten minutes, across many ledger rolls; a topic that is made meanwhile works."""
+    """A bookie is away for ten minutes, across many ledger rolls; a topic that is made meanwhile works, and the broker says that its
+    ledger was placed on too few."""
 
     hold = 600.0
 
@@ -158,6 +161,10 @@ class Away(Killed):
         super().hurt()
         self.topic = f"made-meanwhile-{time.monotonic_ns()}"
         send_and_read(self.cluster.url, self.topic, 500)
+        with urllib.request.urlopen(f"{self.cluster.http}/metrics", timeout=20) as answer:
+            short = re.search(rb"geminga_placement_bookies_missing\{[^}]*\} (\S+)", answer.read())
+        if not short or float(short.group(1)) < 1:
+            raise AssertionError("a bookie is away and no metric says so")
 
 
 class Wiped(Injury):
