@@ -10,7 +10,7 @@
 //! | `liveness` | the leased key `live/b/{id}`, kept by a thread of its own |
 
 mod liveness;
-mod registration;
+pub mod registration;
 
 use crate::service::{self, Service};
 use crate::{Bookie, Health, OpenError};
