@@ -72,9 +72,6 @@ pub struct Config {
     pub readers: usize,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
     pub seed: Option<u64>,
-    /// A known defect to re-introduce, for tests that must catch it.
-    #[cfg(feature = "museum")]
-    pub mutant: Option<crate::mutant::Mutant>,
 }
 
 /// A setting out of its range.
@@ -118,8 +115,6 @@ impl Config {
             scrub_rate: 16 << 20,
             readers: 2,
             seed: None,
-            #[cfg(feature = "museum")]
-            mutant: None,
         }
     }
 

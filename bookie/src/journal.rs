@@ -4,9 +4,8 @@
 //! manifest's mark on. Where it ends decides between a torn tail (never acknowledged: answers follow the contiguous prefix) and
 //! damage: a later batch, or the manifest, that knew the missing one to be durable. There is no way to skip a bad batch.
 
-use crate::Config;
 use crate::format::journal::{self as format, Owner, Record};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::shard::JournalFile;
 use crate::store::Place;
 use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
@@ -115,7 +114,6 @@ pub(crate) fn replay(
     place: &Place,
     store: u64,
     (mark, durable): (u64, u64),
-    config: &Config,
 ) -> io::Result<Replay> {
     let Survey { files: found, batches } = survey(disk, place, store, mark)?;
     let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
@@ -134,8 +132,8 @@ pub(crate) fn replay(
     let end = last.and_then(|b| Some((*numbers.get(&b.file)?, b.end)));
     let damaged = known >= stopped || !headers_sound;
     let mut replay = Replay { records: Vec::new(), stopped, resume_at: highest + 2, damaged, files, end };
-    let skip = config.has(Mutant::BadRecordSkipped);
-    if skip || config.has(Mutant::ChecksumTruncates) {
+    let skip = active(Mutant::BadRecordSkipped);
+    if skip || active(Mutant::ChecksumTruncates) {
         replay.damaged = false;
     }
     let beyond = replay.damaged || skip;

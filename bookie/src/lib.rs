@@ -32,11 +32,7 @@ mod in_process;
 pub mod inspect;
 mod journal;
 mod manifest;
-#[cfg(feature = "museum")]
 pub mod mutant;
-#[cfg(not(feature = "museum"))]
-#[allow(unreachable_pub)]
-mod mutant;
 pub mod node;
 mod query;
 mod segments;

@@ -9,7 +9,7 @@
 
 use crate::format::Fields;
 use crate::format::row::LedgerRow;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::SegmentRow;
 use crate::shard::FlushPlan;
 use geminga_common::disk::{Disk, RedbFile};
@@ -163,7 +163,6 @@ impl Manifest {
         rows: &[SegmentRow],
         next_segment: u64,
         (boot, scrub): (u64, u64),
-        config: &crate::Config,
     ) -> io::Result<()> {
         self.write(|txn| {
             let mut store = txn.open_table(STORE)?;
@@ -175,7 +174,7 @@ impl Manifest {
             let mut ledgers = txn.open_table(LEDGERS)?;
             for (id, row, _) in &plan.ledgers {
                 let mut row = row.clone();
-                if config.has(Mutant::FenceLost) {
+                if active(Mutant::FenceLost) {
                     row.term = Term(0);
                 }
                 ledgers.insert(id.0, row.encode().as_slice())?;
@@ -271,7 +270,7 @@ mod tests {
         let rows: Vec<_> = ledgers.iter().map(|(id, row, _)| (*id, row.clone())).collect();
         let (manifest, _) = Manifest::open(&disk, path).unwrap();
         manifest
-            .commit(&FlushPlan { mark: 5, durable: 4, dead_below: None, ledgers }, &[], 1, (1, 0), &config)
+            .commit(&FlushPlan { mark: 5, durable: 4, dead_below: None, ledgers }, &[], 1, (1, 0))
             .unwrap();
         drop(manifest);
         let bytes = disk.bytes(path).unwrap();

@@ -1,5 +1,7 @@
-//! Known defects of stores in this field, which tests re-introduce to show that they would be caught. Without the feature
-//! `museum` every question is answered `false` at compile time.
+//! The room's list of known defects of stores in this field, which tests bring back to show that they would be caught.
+
+use geminga_common::museum::Exhibit;
+pub(crate) use geminga_common::museum::active;
 
 /// A known defect.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -46,14 +48,4 @@ pub enum Mutant {
     IncarnationKept,
 }
 
-impl crate::Config {
-    #[cfg(feature = "museum")]
-    pub(crate) fn has(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-
-    #[cfg(not(feature = "museum"))]
-    pub(crate) const fn has(&self, _: Mutant) -> bool {
-        false
-    }
-}
+impl Exhibit for Mutant {}

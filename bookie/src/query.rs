@@ -1,6 +1,6 @@
 //! Reads, tails and stats: what is asked of a store besides storing. Cache first, then segments, from one consistent picture.
 
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::{Lookup, SegmentSet};
 use crate::shard::cache::{join, range, without};
 use crate::shard::{Op, Status, Stored};
@@ -54,7 +54,7 @@ impl Store {
             Lookup::Found(entries) => ReadAnswer::Found(entries),
             Lookup::Absent if self.intact() => ReadAnswer::NotFound(Proof::from_intact_index()),
             Lookup::Absent => ReadAnswer::Unknown(Doubt::DataLoss),
-            Lookup::Damaged if self.config.has(Mutant::UnreadableNotFound) => {
+            Lookup::Damaged if active(Mutant::UnreadableNotFound) => {
                 ReadAnswer::NotFound(Proof::from_intact_index())
             }
             Lookup::Damaged => ReadAnswer::Unknown(Doubt::Damaged),
@@ -62,7 +62,7 @@ impl Store {
     }
 
     fn intact(&self) -> bool {
-        self.shard.lock().intact() || self.config.has(Mutant::AmnesiacNotFound)
+        self.shard.lock().intact() || active(Mutant::AmnesiacNotFound)
     }
 
     /// A whole read. Blocks on the disk.

@@ -1,10 +1,13 @@
 //! A store without threads, driven step by step: crash tests decide what runs when.
 
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::shard::{Admitted, Batch, Op, answer};
 use crate::store::{Flushed, OpenError, Store, open_all};
 use crate::{Config, Health, Room};
-use geminga_bookie_client::rpc::{Add, AddDone, ControlError, LedgerStat, Read, ReadAnswer, Tail};
+use geminga_bookie_client::entry::Entry;
+use geminga_bookie_client::rpc::{
+    Add, AddDone, ControlError, IdRange, LedgerStat, Presence, Read, ReadAnswer, Tail,
+};
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
 use geminga_common::ids::{EntryId, LedgerId, Term};
@@ -43,6 +46,13 @@ impl Steps {
         let ledger = add.ledger;
         let checked = self.of(ledger).check(&add);
         self.admit(ledger, Op::Add { add, copies: false, checked, stored: None, done })
+    }
+
+    /// Admits copies of entries of a closed ledger. False: there was no room, and `done` was told nothing.
+    pub fn copies(&mut self, ledger: LedgerId, entries: Vec<Entry>, done: AddDone) -> bool {
+        let add = Add { ledger, term: Term(0), lac: None, lafr: None, attributes: None, entries };
+        let checked = self.of(ledger).check(&add);
+        self.admit(ledger, Op::Add { add, copies: true, checked, stored: None, done })
     }
 
     /// Admits a fence.
@@ -138,7 +148,7 @@ impl Steps {
         answers.into_iter().for_each(answer);
         if flushed == Flushed::Done {
             let others = self.stores.iter().enumerate().filter(|(other, _)| *other != at);
-            let shared = others.filter(|(_, store)| store.config.has(Mutant::MarkShared));
+            let shared = others.filter(|_| active(Mutant::MarkShared));
             shared.for_each(|(_, store)| store.adopt_mark());
         }
         self.stores[at].look();
@@ -216,6 +226,20 @@ impl Steps {
     /// A deleted ledger or a failed store.
     pub fn stat(&self, ledger: LedgerId) -> Result<LedgerStat, ControlError> {
         self.of(ledger).stat(ledger)
+    }
+
+    /// Which of these ids are there, durable or not: what is told to others waits for [`Steps::barrier`].
+    ///
+    /// # Errors
+    /// A deleted ledger or a failed store.
+    pub fn presence(&self, ledger: LedgerId, ids: IdRange) -> Result<Presence, ControlError> {
+        self.of(ledger).presence(ledger, ids)
+    }
+
+    /// Starts of the store so far.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.stores.iter().map(Store::boot).max().unwrap_or(1)
     }
 
     /// What the store can do.

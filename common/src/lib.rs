@@ -9,6 +9,7 @@
 //! | [`clock`], [`rng`] | the seams for time and randomness |
 //! | [`disk`] | the seam for files: real and simulated |
 //! | [`metadata`] | the seam for cluster metadata: redb and in-memory |
+//! | [`museum`] | the switch for known bugs that tests bring back |
 //! | [`tasks`] | named tasks and threads, phased shutdown |
 //! | [`watermark`], [`budget`], [`retry`] | progress that only moves forward, byte budgets, backoff |
 //! | [`checksum`] | CRC32C over several slices |
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod error;
 pub mod ids;
 pub mod metadata;
+pub mod museum;
 pub mod names;
 pub mod retry;
 pub mod rng;

@@ -183,15 +183,16 @@ fn a_crash_amid_write_backs_leaves_no_entry_below_its_quorum() {
 #[cfg(feature = "museum")]
 mod museum {
     use super::*;
-    use crate::mutant::{Mutant, set};
+    use crate::mutant::Mutant;
+    use geminga_common::museum::bring_back;
 
     /// Every bug of the museum turns the exploration red within this many seeds.
     #[test]
     fn every_mutant_is_caught() {
         for mutant in [Mutant::FenceWithoutTerm, Mutant::TrustAmnesiac, Mutant::ProgressAsLac] {
-            set(Some(mutant));
+            let back = bring_back(mutant);
             let caught = first_failure(0..20_000);
-            set(None);
+            drop(back);
             let (seed, error) = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught"));
             // A liveness failure alone would be no proof that acknowledged data is at stake.
             assert!(

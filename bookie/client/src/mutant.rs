@@ -1,5 +1,7 @@
-//! The museum: known bugs of peers that tests can bring back, to show that the simulations would catch them. Without feature
-//! `museum` every question is a constant `false` and vanishes from the code.
+//! The room's list of known bugs that tests bring back, to show that the simulations would catch them.
+
+use geminga_common::museum::Exhibit;
+pub use geminga_common::museum::active;
 
 /// A bug that can be brought back. Numbers are those of the reliability brief.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -28,37 +30,10 @@ pub enum Mutant {
     EpochOfRevision,
     /// Recovery's write-backs tell the recoverer's own progress as LAC (storage.md 1.5 R5).
     ProgressAsLac,
+    /// A store that lost data is let go of without asking whether others hold what it holds.
+    ReleaseUnchecked,
     /// In a degraded ensemble entries wait for the vacant slot: the window counts from LAFR, which stands still (storage.md 1.6).
     WindowFromLafr,
 }
 
-#[cfg(feature = "museum")]
-mod switch {
-    use super::Mutant;
-    use std::cell::Cell;
-
-    thread_local! {
-        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
-    }
-
-    /// Whether the bug is back, on this thread.
-    #[must_use]
-    pub fn active(mutant: Mutant) -> bool {
-        ACTIVE.get() == Some(mutant)
-    }
-
-    /// Brings a bug back on this thread, or none.
-    pub fn set(mutant: Option<Mutant>) {
-        ACTIVE.set(mutant);
-    }
-}
-
-#[cfg(feature = "museum")]
-pub use switch::{active, set};
-
-/// Whether the bug is back: never in this build.
-#[cfg(not(feature = "museum"))]
-#[must_use]
-pub const fn active(_: Mutant) -> bool {
-    false
-}
+impl Exhibit for Mutant {}

@@ -12,7 +12,7 @@
 
 mod liveness;
 mod news;
-mod registration;
+pub mod registration;
 
 use crate::service::{self, Service};
 use crate::{Bookie, Health, OpenError};

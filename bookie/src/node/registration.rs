@@ -28,14 +28,16 @@ pub(super) const BACKOFF: Backoff =
 
 /// What a store says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Mine {
-    pub(super) record: BookieRecord,
-    pub(super) data_loss: bool,
+pub struct Mine {
+    /// Its record as it would write it.
+    pub record: BookieRecord,
+    /// It lost something.
+    pub data_loss: bool,
 }
 
 /// What follows from a start.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Start {
+pub enum Start {
     /// This record is to be written.
     Write(BookieRecord),
     /// The cluster has given this store up.
@@ -44,8 +46,9 @@ pub(super) enum Start {
     Released,
 }
 
-/// See the table.
-pub(super) fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Start {
+/// What a start comes to, from the record `known` in metadata: see the table.
+#[must_use]
+pub fn decide(known: Option<&BookieRecord>, mine: &Mine) -> Start {
     let same = known.filter(|known| known.incarnation == mine.record.incarnation);
     let state = match same {
         Some(known) if known.state == NodeState::Lost && mine.data_loss => return Start::Released,

@@ -3,7 +3,7 @@
 use super::{READ, SegmentRow, path};
 use crate::Config;
 use crate::format::segment::{self as format, Block, Footer, Run};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::shard::{FlushPlan, cost};
 use geminga_bookie_client::entry::Entry;
 use geminga_common::disk::{DirectAppend, Disk};
@@ -83,7 +83,7 @@ impl<'a> Writer<'a> {
         let file = self.file.finish()?;
         if let Err(error) = file.sync_data() {
             // A failed sync is final; only the defect of that name asks again.
-            if !self.config.has(Mutant::SyncRetried) || file.sync_data().is_err() {
+            if !active(Mutant::SyncRetried) || file.sync_data().is_err() {
                 return Err(error);
             }
         }

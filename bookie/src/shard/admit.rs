@@ -3,10 +3,10 @@
 
 use super::{Admitted, Done, Op, Shard, Status, cost};
 use crate::format::journal::Record;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::space::Room;
 use geminga_bookie_client::entry::Entry;
-use geminga_bookie_client::mutant as protocol;
+use geminga_bookie_client::mutant::Mutant as Protocol;
 use geminga_bookie_client::record::LedgerKind;
 use geminga_bookie_client::rpc::{Add, AddError};
 use geminga_common::clock::Mono;
@@ -35,7 +35,7 @@ impl Shard {
         }
         match op {
             Op::Add { .. } => self.admit_add(op, now),
-            Op::Barrier { done } if self.config.has(Mutant::ListedEarly) => {
+            Op::Barrier { done } if active(Mutant::ListedEarly) => {
                 Admitted::Answered((Done::Control(done), Ok(())))
             }
             Op::Barrier { done } => self.queue(Done::Control(done)),
@@ -47,9 +47,7 @@ impl Shard {
                 }
                 self.queue(Done::Control(done))
             }
-            Op::Fence { done, .. } if protocol::active(protocol::Mutant::FenceWithoutTerm) => {
-                self.queue(Done::Control(done))
-            }
+            Op::Fence { done, .. } if active(Protocol::FenceWithoutTerm) => self.queue(Done::Control(done)),
             Op::Fence { ledger, term, done } => match self.raise(ledger, term, now) {
                 Ok(()) => self.queue(Done::Control(done)),
                 Err(error) => Admitted::Answered((Done::Control(done), Err(error))),
@@ -138,7 +136,7 @@ impl Shard {
                 Some(_) => return Admitted::Answered((Done::Add(done), Err(AddError::Conflict(entry.id)))),
             }
         }
-        if fresh.is_empty() && !add.entries.is_empty() && self.config.has(Mutant::DuplicateAckedEarly) {
+        if fresh.is_empty() && !add.entries.is_empty() && active(Mutant::DuplicateAckedEarly) {
             return Admitted::Answered((Done::Add(done), Ok(())));
         }
         let reserve = self.reserve(&add, copies);
@@ -255,7 +253,7 @@ impl Shard {
                 self.insert(ledger, entry);
             }
             Record::Term { ledger, term } => {
-                if !self.config.has(Mutant::FenceLost) {
+                if !active(Mutant::FenceLost) {
                     self.touch(ledger, now);
                     let row = &mut self.ledgers.entry(ledger).or_default().row;
                     row.term = row.term.max(term);

@@ -3,7 +3,7 @@
 use super::cache::{Frozen, ids_of};
 use super::{Answer, Shard, Status, cost};
 use crate::format::row::LedgerRow;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::SegmentSet;
 use geminga_bookie_client::rpc::{IdRange, Proof, Read, ReadAnswer};
 use geminga_common::clock::Mono;
@@ -47,7 +47,7 @@ impl Shard {
         changed.sort_unstable();
         let mut ledgers = Vec::with_capacity(changed.len());
         for id in changed {
-            if self.config.has(Mutant::MarkAheadOfFlush) && id.0 % 2 == self.flushes % 2 {
+            if active(Mutant::MarkAheadOfFlush) && id.0 % 2 == self.flushes % 2 {
                 self.changed.push(id);
                 continue;
             }

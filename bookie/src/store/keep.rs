@@ -7,7 +7,7 @@
 use super::Store;
 use crate::gc;
 use crate::manifest::Change;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::{Segment, SegmentSet};
 use geminga_common::disk::OpenMode;
 use geminga_common::ids::LedgerId;
@@ -46,7 +46,7 @@ impl Store {
         let mut change = Change::default();
         for segment in set.all.iter().filter(touched) {
             let Ok(footer) = segment.footer() else {
-                if self.config.has(Mutant::UnparsedCollected) {
+                if active(Mutant::UnparsedCollected) {
                     change.forget.push(segment.row.id);
                 }
                 continue;
@@ -171,7 +171,7 @@ impl Store {
                 return Ok(());
             }
             let to = shard.dead_below_durable;
-            let any = self.config.has(Mutant::TombstoneForgotten);
+            let any = active(Mutant::TombstoneForgotten);
             let covered = |(id, l): &(&LedgerId, &crate::shard::Ledger)| {
                 let free = l.settled() && (l.buried || (l.row.flushed.is_none() && !any));
                 (any || Some(**id) <= to) && free

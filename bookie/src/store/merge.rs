@@ -7,7 +7,7 @@ use super::Store;
 use crate::format::segment::Footer;
 use crate::gc::{self, Candidate};
 use crate::manifest::Change;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::{Segment, SegmentRow, Writer, finish};
 use crate::shard::cost;
 use geminga_bookie_client::entry::Entry;
@@ -132,7 +132,7 @@ impl Store {
                 footer,
                 block: 0,
                 ready: VecDeque::new(),
-                skip_bad: self.config.has(Mutant::MergeSkipsBad),
+                skip_bad: active(Mutant::MergeSkipsBad),
             })
             .collect();
         let (disk, dir) = (&*self.disk, self.segment_dir.as_path());

@@ -15,7 +15,7 @@ use crate::Config;
 use crate::format::journal::{batch_len, encode_batch};
 use crate::journal;
 use crate::manifest::{Change, Content, Manifest, ManifestError};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::{self, BlockCache, Segment, SegmentRow};
 #[cfg(any(test, feature = "test-util"))]
 use crate::shard::{Admitted, Op};
@@ -117,7 +117,7 @@ impl Store {
         self.counts.journal_bytes.fetch_add(total as u64, Ordering::Relaxed);
         match batch.file.write_all_at(bytes, batch.offset) {
             // Only the defect of that name asks again.
-            Err(_) if self.config.has(Mutant::SyncRetried) => batch.file.write_all_at(bytes, batch.offset),
+            Err(_) if active(Mutant::SyncRetried) => batch.file.write_all_at(bytes, batch.offset),
             other => other,
         }
     }
@@ -185,7 +185,7 @@ impl Store {
             .inspect_err(|_| self.discard(id))?;
         let next = id + 2;
         let progress = (self.boot, self.scrub_position());
-        let commit = |manifest: &Manifest| manifest.commit(plan, &rows, next, progress, &self.config);
+        let commit = |manifest: &Manifest| manifest.commit(plan, &rows, next, progress);
         let is_in = |content: &Content| {
             content.mark == plan.mark && rows.iter().all(|row| content.segments.contains(row))
         };
@@ -271,7 +271,7 @@ impl Store {
         let plan = FlushPlan { mark, durable, dead_below, ledgers: Vec::new() };
         let next = self.next_segment.load(Ordering::Relaxed);
         if let Some(manifest) = self.manifest.lock().as_ref() {
-            let _defect = manifest.commit(&plan, &[], next, (self.boot, 0), &self.config);
+            let _defect = manifest.commit(&plan, &[], next, (self.boot, 0));
         }
     }
 }

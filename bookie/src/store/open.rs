@@ -9,7 +9,7 @@ use super::scrub::Scrub;
 use super::{Counts, Locks, Store};
 use crate::format::identity::{Format, FormatError, Identity};
 use crate::manifest::{Content, Manifest, ManifestError};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments::{self, BlockCache, SegmentSet, rebuild};
 use crate::shard::{JournalFile, Ledger, Shard, Status};
 use crate::{Config, ConfigError, journal};
@@ -360,7 +360,7 @@ impl Opening<'_> {
                 Some(Identity { boot: a.boot.max(b.boot), data_loss, journaled, ..a })
             }
             (Some(one), None) | (None, Some(one)) => {
-                let excused = self.config.has(Mutant::IdentityMissingOk);
+                let excused = active(Mutant::IdentityMissingOk);
                 Some(Identity { data_loss: !excused, journaled: one.journaled && !excused, ..one })
             }
             (None, None) => None,
@@ -411,9 +411,8 @@ impl Store {
     ) -> Result<Self, OpenError> {
         identity.boot += 1;
         write_identity(&*disk, &place, &identity)?;
-        let replay = journal::replay(&*disk, &place, id, (content.mark, content.durable), &config)?;
-        let vanished =
-            identity.journaled && replay.files.is_empty() && !config.has(Mutant::JournalLossUnnoticed);
+        let replay = journal::replay(&*disk, &place, id, (content.mark, content.durable))?;
+        let vanished = identity.journaled && replay.files.is_empty() && !active(Mutant::JournalLossUnnoticed);
         if (replay.damaged || vanished) && !identity.data_loss {
             identity.data_loss = true;
             write_identity(&*disk, &place, &identity)?;
@@ -445,7 +444,7 @@ impl Store {
         store.load(&content, replay.records);
         if status == Status::Serving {
             store.remove_orphans(&content)?;
-            let end = if store.config.has(Mutant::ReplayedFileAppended) { replay.end } else { None };
+            let end = if active(Mutant::ReplayedFileAppended) { replay.end } else { None };
             store.start_journal((mark, replay.stopped), end, replay.files)?;
             if !identity.journaled {
                 let identity = Identity { journaled: true, ..identity };
@@ -518,7 +517,7 @@ impl Store {
         for name in self.disk.list(&self.segment_dir)? {
             match segments::id_of(&name) {
                 Some(id) if listed(id) || useless.contains(&id) => {}
-                Some(id) if id >= next || self.config.has(Mutant::UnlistedRemoved) => useless.push(id),
+                Some(id) if id >= next || active(Mutant::UnlistedRemoved) => useless.push(id),
                 _ => {
                     tracing::warn!(name, "a file in the segment directory that nothing speaks of stays there")
                 }

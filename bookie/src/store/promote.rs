@@ -9,7 +9,7 @@ use super::{OpenError, Store, open_all};
 use crate::Config;
 use crate::format::identity::Identity;
 use crate::manifest::{Change, Manifest};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, active};
 use crate::segments;
 use crate::shard::Status;
 use geminga_common::clock::Clock;
@@ -36,7 +36,7 @@ pub(crate) fn promote(
     }
     let old = stores.iter().map(|store| store.incarnation).max().unwrap_or(Incarnation(0));
     let mut incarnation = old;
-    let kept = stores.iter().any(|store| store.config.has(Mutant::IncarnationKept));
+    let kept = active(Mutant::IncarnationKept);
     while incarnation == old && !kept {
         incarnation = Incarnation(rng.next_u64() >> 1 | 1);
     }

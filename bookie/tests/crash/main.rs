@@ -69,19 +69,6 @@ struct Recorded {
     done: Figures,
 }
 
-/// The same, mutants and all, in two shards.
-fn sharded_like(one: &Config) -> Config {
-    #[allow(unused_mut)] // only mutants differ
-    let mut config = sharded();
-    #[cfg(feature = "museum")]
-    {
-        config.mutant = one.mutant;
-    }
-    #[cfg(not(feature = "museum"))]
-    let _same = one;
-    config
-}
-
 fn record(config: &Config, seed: u64, fault: Fault) -> Recorded {
     let disk = SimDisk::new();
     drop(open(&disk, config).expect("formats"));
@@ -114,7 +101,7 @@ fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) 
             3 => Fault::Full(seed / 5 * 7 % 80),
             _ => Fault::None,
         });
-        let config = if seed % 3 == 2 { sharded_like(config) } else { config.clone() };
+        let config = if seed % 3 == 2 { sharded() } else { config.clone() };
         let run = record(&config, seed, fault);
         crashes(&run, seed, target, &mut report);
         if fault == Fault::None && report.violations.is_empty() {

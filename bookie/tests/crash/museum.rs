@@ -4,11 +4,11 @@ use crate::config;
 use crate::damage::{unlisted_files_stay, unparsed_segments_stay};
 use crate::enumerate;
 use geminga_bookie::mutant::Mutant;
+use geminga_common::museum::bring_back;
 
 fn caught(mutant: Mutant) {
-    let mut config = config();
-    config.mutant = Some(mutant);
-    let (report, seed) = enumerate(&config, 100_000, 1, None);
+    let _back = bring_back(mutant);
+    let (report, seed) = enumerate(&config(), 100_000, 1, None);
     assert!(!report.violations.is_empty(), "{mutant:?} was not caught in {} states", report.states);
     println!(
         "figure: {mutant:?} caught after {} states, seed {seed}: {}",
@@ -18,16 +18,14 @@ fn caught(mutant: Mutant) {
 
 #[test]
 fn unparsed_segment_does_not_stay() {
-    let mut config = config();
-    config.mutant = Some(Mutant::UnparsedCollected);
-    assert!(!unparsed_segments_stay(&config).is_empty());
+    let _back = bring_back(Mutant::UnparsedCollected);
+    assert!(!unparsed_segments_stay(&config()).is_empty());
 }
 
 #[test]
 fn unlisted_segments_removed() {
-    let mut config = config();
-    config.mutant = Some(Mutant::UnlistedRemoved);
-    assert!(!unlisted_files_stay(&config).is_empty());
+    let _back = bring_back(Mutant::UnlistedRemoved);
+    assert!(!unlisted_files_stay(&config()).is_empty());
 }
 
 macro_rules! caught {

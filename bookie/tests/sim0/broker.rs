@@ -17,6 +17,7 @@ use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::record::{
     ClosedLedger, Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange,
 };
+use geminga_bookie_client::registry::record::NodeState;
 use geminga_bookie_client::rpc::BookieRef;
 use geminga_bookie_client::writer::state::{Limits, State, Status};
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
@@ -75,8 +76,9 @@ pub(crate) async fn watch_bookies(cx: Cx, bookies: Bookies) {
         if let (Ok(MetaReply::List(all)), Ok(MetaReply::List(live))) = (all, live) {
             let up =
                 |b: &BookieRef| live.iter().any(|r| keys.live_bookie_of_key(&r.key).as_ref() == Some(&b.id));
-            *bookies.borrow_mut() =
-                all.iter().filter_map(|r| crate::meta::registration(r, &keys)).filter(up).collect();
+            let registered = all.iter().filter_map(|r| crate::meta::registration(r, &keys));
+            let serving = registered.filter(|(_, state)| *state == NodeState::ReadWrite);
+            *bookies.borrow_mut() = serving.map(|(store, _)| store).filter(up).collect();
         }
         cx.nap(500 * MS + cx.below(2 * SECOND)).await;
     }

@@ -9,7 +9,9 @@ use crate::ledger::Bookies;
 use crate::meta::{keys, registration};
 use crate::plan::{SECOND, Us};
 use crate::world::World;
-use geminga_bookie_client::rpc::BookieRef;
+use geminga_bookie::Health;
+use geminga_bookie_client::registry::record::NodeState;
+use geminga_bookie_client::rpc::{BookieRef, Read, ReadAnswer, ReadClass};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
@@ -91,7 +93,7 @@ impl World {
     pub(crate) fn registered(&self) -> Vec<BookieRef> {
         let keys = keys();
         let all = self.meta.peek_all(&keys.bookies_prefix());
-        all.iter().filter_map(|r| registration(r, &keys)).collect()
+        all.iter().filter_map(|r| registration(r, &keys)).map(|(store, _)| store).collect()
     }
 
     /// Whether somebody might still place on a store that is gone. Damaged ones still in place are not meant: they are counted.
@@ -100,6 +102,32 @@ impl World {
             self.nodes.iter().filter(|n| n.damaged).map(|n| n.me.clone()).collect();
         let gone = |b: &BookieRef| self.check.is_lost(b) && !in_place.contains(b);
         self.registered().iter().any(gone) || self.damage.placeable(self.now, gone)
+    }
+
+    /// Somebody whose disk may be lost although another store is damaged: all that counts on the victim is sound elsewhere, or can still
+    /// be read from the damaged one, which must therefore not be let go of before it has been copied. More than S1's budget; nothing
+    /// open may be over either, and nobody may be about to publish what counts on the victim.
+    pub(crate) fn may_lose_beside_a_damaged_one(&mut self, victim: usize) -> Option<usize> {
+        let mut in_place = self.nodes.iter().enumerate().filter(|(_, n)| n.damaged);
+        let (Some((at, _)), None) = (in_place.next(), in_place.next()) else { return None };
+        let (hurt, victim_ref) = (self.nodes[at].me.clone(), self.nodes[victim].me.clone());
+        let in_data_loss = self.meta.state_of(&hurt) == Some(NodeState::DataLoss)
+            && self.nodes[at].steps.as_ref().is_some_and(|steps| steps.health() == Health::DataLoss);
+        let sound = at != victim && self.registered().contains(&victim_ref);
+        let placeable = self.damage.placeable(self.now, |b| *b == hurt || *b == victim_ref && !sound);
+        if !self.plan.let_go || !in_data_loss || !sound || placeable || self.now <= self.looking {
+            return None;
+        }
+        let steps = self.nodes[at].steps.as_ref()?;
+        let readable = |ledger, first| {
+            let read = Read { ledger, first, last: first, bytes_max: 4000, class: ReadClass::Repair };
+            matches!(steps.read(read), ReadAnswer::Found(_))
+        };
+        if !self.check.bears_the_loss_of(&victim_ref, &hurt, readable) {
+            return None;
+        }
+        self.damage.outstanding = self.damage.ack;
+        Some(victim)
     }
 
     /// Whether a bookie may lose data for good now.

@@ -44,6 +44,12 @@ impl World {
                 self.inject("file lost");
                 self.lose_file(node);
             }
+            Fault::SecondLoss => {
+                if let Some(node) = self.may_lose_beside_a_damaged_one(node) {
+                    self.inject("disk replaced beside a damaged store");
+                    self.new_disk(node);
+                }
+            }
             Fault::SyncFails => {
                 self.inject("sync fails");
                 let n = self.rng.below(12);
@@ -59,7 +65,7 @@ impl World {
             Fault::Partition => self.cut_link(node),
             Fault::MetaCut => {
                 self.inject("process cut off from metadata");
-                let proc = self.rng.below(self.procs.len() as u64) as usize;
+                let proc = self.rng.below(self.plan.brokers as u64 + 2) as usize;
                 self.procs[proc].meta_cut = self.now + 500 * MS + self.rng.below(15 * SECOND);
             }
             Fault::MetaDown => {
@@ -92,6 +98,8 @@ impl World {
 
     pub(crate) fn pause_node(&mut self, node: usize) {
         self.nodes[node].paused = true;
+        let proc = self.store_proc(node);
+        self.procs[proc].paused = true;
         self.trace.note(self.now, "pause", node as u64, 0, || format!("b{node} stands still"));
         let (length, run) = (self.pause_length(), self.nodes[node].run);
         self.after(length, Ev::Node(node, run, crate::node::NodeEvent::Resume));
@@ -104,6 +112,7 @@ impl World {
         self.trace.note(self.now, "restore", 0, 0, || "metadata is restored: revisions begin anew".into());
         self.forget_meta_calls();
         self.meta.restore();
+        self.looking = 0;
         for proc in 0..=self.plan.brokers {
             self.kill(proc);
             let delay = 100 * MS + self.rng.below(3 * SECOND);
@@ -189,6 +198,8 @@ impl World {
         if self.plan.hung_after && sound && known && self.check.undamaged() {
             self.inject("bookie hung for good");
             self.nodes[node].paused = true;
+            let proc = self.store_proc(node);
+            self.procs[proc].paused = true;
             self.nodes[node].run += 1;
             let run = self.nodes[node].run;
             self.after(10 * SECOND, Ev::Node(node, run, crate::node::NodeEvent::Expire));

@@ -1,11 +1,11 @@
 //! Shells around the real machines, in simulated time: commits with unknown outcomes, recovery (R0–R7), reading, sealing. They do
 //! what the client's own shells do, over the same pure machines.
 
+use crate::calls::{Outcome, Req};
 use crate::damage::Planned;
 use crate::meta::{MetaOp, MetaReply, keys};
-use crate::node::Req;
 use crate::plan::{MS, SECOND};
-use crate::world::{Cx, Inbox, Outcome};
+use crate::world::{Cx, Inbox};
 use geminga_bookie_client::entry::Entry;
 use geminga_bookie_client::ledgers::{ReadError, read};
 use geminga_bookie_client::quorum::SlotSet;

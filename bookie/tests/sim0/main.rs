@@ -3,10 +3,11 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `plan` | what a seed is made of: cluster, load, swarm of faults |
-//! | `world` | the event loop, network, calls, processes |
+//! | `world` | the event loop, network, processes |
+//! | `calls`, `rpc` | calls to bookies; the client's own code over them |
 //! | `node` | a bookie: the real store on a simulated disk |
 //! | `meta` | metadata, topic record |
-//! | `broker`, `writer`, `ledger`, `controller` | the processes: owner of a topic, ledger protocol, repair and deletion |
+//! | `broker`, `writer`, `ledger`, `controller`, `repair` | the processes: owner of a topic, ledger protocol, deletion, repair |
 //! | `faults` | what strikes, within the damage that quorums promise to survive |
 //! | `damage` | how much may be lost for good, by the budget of S1 |
 //! | `check` | the observer: I1–I20 as far as their parts exist |
@@ -21,6 +22,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test
 
 mod broker;
+mod calls;
 mod check;
 mod controller;
 mod damage;
@@ -31,6 +33,8 @@ mod meta;
 mod museum;
 mod node;
 mod plan;
+mod repair;
+mod rpc;
 mod run;
 mod totals;
 mod trace;

@@ -4,10 +4,12 @@
 use crate::check::Checker;
 use bytes::Bytes;
 use futures::FutureExt as _;
+use geminga_bookie::node::registration::{Mine, Start, decide};
 use geminga_bookie_client::record::ClosedLedger;
+use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
 use geminga_bookie_client::rpc::BookieRef;
 use geminga_common::clock::ManualClock;
-use geminga_common::ids::{BookieId, Incarnation, LedgerId};
+use geminga_common::ids::{BookieId, LedgerId};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::memory::MemoryStore;
 use geminga_common::metadata::{LeaseId, MetaError, MetadataStore, Op, Record, Txn, TxnOutcome};
@@ -127,13 +129,46 @@ impl Meta {
         debug_assert!(matches!(done, Some(Ok(_))), "an unconditional write");
     }
 
-    /// A bookie writes its registration.
-    pub(crate) fn register(&self, me: &BookieRef) {
-        self.put(self.keys.bookie(&me.id), Some(Bytes::copy_from_slice(&me.incarnation.0.to_be_bytes())));
+    fn record_of(&self, id: &BookieId) -> Option<BookieRecord> {
+        let key = self.keys.bookie(id);
+        let stored = self.peek_all(&key).into_iter().find(|stored| stored.key == key)?;
+        Some(BookieRecord::decode(&stored.value).expect("only records are stored there"))
     }
 
-    pub(crate) fn live(&self, id: &BookieId, live: bool) {
-        self.put(self.keys.live_bookie(id), live.then(|| Bytes::from_static(b"x")));
+    /// A bookie that starts compares itself with its record and writes it, as a node does.
+    pub(crate) fn register(&self, me: &BookieRef, boot: u64, data_loss: bool) -> Start {
+        let record = BookieRecord {
+            incarnation: me.incarnation,
+            boot,
+            address: String::new(),
+            labels: Labels::default(),
+            state: NodeState::ReadWrite,
+            capacity_bytes: 0,
+            damage: 0,
+            room: Default::default(),
+        };
+        let start = decide(self.record_of(&me.id).as_ref(), &Mine { record, data_loss });
+        if let Start::Write(record) = &start {
+            self.put(self.keys.bookie(&me.id), Some(record.encode()));
+        }
+        start
+    }
+
+    pub(crate) fn live(&self, me: &BookieRef, live: bool) {
+        let record = LiveRecord { incarnation: me.incarnation, address: String::new(), process: 1 };
+        self.put(self.keys.live_bookie(&me.id), live.then(|| record.encode()));
+    }
+
+    /// Whether nothing counts on a store any more.
+    pub(crate) fn is_let_go(&self, me: &BookieRef) -> bool {
+        self.state_of(me) == Some(NodeState::Lost)
+    }
+
+    /// What metadata says of a store, if it is the one under its name.
+    pub(crate) fn state_of(&self, me: &BookieRef) -> Option<NodeState> {
+        self.record_of(&me.id)
+            .filter(|record| record.incarnation == me.incarnation)
+            .map(|record| record.state)
     }
 
     /// What is stored under a prefix, for observers.
@@ -148,10 +183,10 @@ pub(crate) fn watermark_of(record: &Record) -> u64 {
 }
 
 /// A bookie's registration as stored.
-pub(crate) fn registration(record: &Record, keys: &Keys) -> Option<BookieRef> {
-    let id = keys.bookie_of_key(&record.key)?;
-    let word: [u8; 8] = record.value.as_ref().try_into().ok()?;
-    Some(BookieRef { id, incarnation: Incarnation(u64::from_be_bytes(word)) })
+pub(crate) fn registration(stored: &Record, keys: &Keys) -> Option<(BookieRef, NodeState)> {
+    let id = keys.bookie_of_key(&stored.key)?;
+    let record = BookieRecord::decode(&stored.value).ok()?;
+    Some((BookieRef { id, incarnation: record.incarnation }, record.state))
 }
 
 /// The topic record: a chain of closed ledgers and the open one.

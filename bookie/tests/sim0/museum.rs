@@ -3,17 +3,8 @@
 
 use crate::run;
 use geminga_bookie::mutant::Mutant as StoreMutant;
-use geminga_bookie_client::mutant::{self, Mutant};
-use std::cell::Cell;
-
-thread_local! {
-    static STORE: Cell<Option<StoreMutant>> = const { Cell::new(None) };
-}
-
-/// The store's defect that is back, on this thread.
-pub(crate) fn store_mutant() -> Option<StoreMutant> {
-    STORE.get()
-}
+use geminga_bookie_client::mutant::Mutant;
+use geminga_common::museum;
 
 #[derive(Clone, Copy, Debug)]
 enum Back {
@@ -50,23 +41,19 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 25] = [
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),
 ];
 
-fn set(back: Option<Back>) {
-    mutant::set(match back {
-        Some(Back::Protocol(mutant)) => Some(mutant),
-        _ => None,
-    });
-    STORE.set(match back {
-        Some(Back::Store(mutant)) => Some(mutant),
-        _ => None,
-    });
+impl Back {
+    fn bring_back(self) -> museum::Back {
+        match self {
+            Back::Protocol(mutant) => museum::bring_back(mutant),
+            Back::Store(mutant) => museum::bring_back(mutant),
+        }
+    }
 }
 
 /// Seeds until it is caught, and what it broke.
 fn caught(back: Back, base: u64, most: u64) -> Option<(u64, String)> {
-    set(Some(back));
-    let found = (0..most).find_map(|n| run::seed(base + n, false).broken.map(|broken| (n + 1, broken)));
-    set(None);
-    found
+    let _back = back.bring_back();
+    (0..most).find_map(|n| run::seed(base + n, false).broken.map(|broken| (n + 1, broken)))
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     Flip,
     /// One file of a store that is down is lost.
     FileLost,
+    /// A bookie's disk is replaced by a blank one while another store is damaged, and what was on it can still be read elsewhere.
+    SecondLoss,
     /// A sync fails.
     SyncFails,
     /// The disk is full for a while.
@@ -113,6 +115,8 @@ pub(crate) struct Plan {
     pub(crate) windows: Vec<Window>,
     /// When faults end.
     pub(crate) heal: Us,
+    /// Stores that say they lost data are let go of, instead of their disks being replaced.
+    pub(crate) let_go: bool,
     /// One bookie stays hung after the healing: it must stop nobody.
     pub(crate) hung_after: bool,
 }
@@ -143,6 +147,7 @@ impl Plan {
             fragments_max: 4 + rng.below(12) as usize,
             windows,
             heal: at,
+            let_go: false,
             hung_after: spares > 0 && rng.below(4) == 0,
         };
         plan.with_late_faults(rng)
@@ -158,6 +163,15 @@ impl Plan {
             window.net.holes = if holes { rng.below(400) } else { 0 };
             if restores && rng.below(3) == 0 {
                 window.faults.push((window.start + rng.below(SECOND), Fault::MetaRestore));
+            }
+        }
+        self.let_go = rng.below(3) > 0;
+        if self.let_go && rng.below(2) == 0 {
+            for window in &mut self.windows {
+                window.faults.push((window.start + rng.below(2 * SECOND), Fault::FileLost));
+                for _ in 0..8 {
+                    window.faults.push((window.start + rng.below(8 * SECOND), Fault::SecondLoss));
+                }
             }
         }
         self

@@ -1,38 +1,26 @@
-//! The event loop: one queue of events in simulated time, processes as hand-polled futures (no runtime, no threads, no waker), and
-//! the calls between processes, bookies and metadata.
+//! One queue of events in simulated time, and the calls between processes, bookies and metadata.
 //!
 //! A process that is paused gets nothing until it goes on; one that died gets nothing of its former life. What it sent stays on
 //! its way. All order comes from (time, sequence number); maps are ordered: a seed repeats to the last event.
 
+mod sim;
+
+use crate::calls::{Outcome, Req};
 use crate::check::Checker;
 use crate::meta::{Meta, MetaOp, MetaReply};
-use crate::node::{Node, NodeEvent, Req};
+use crate::node::pull::Pull;
+use crate::node::{Node, NodeEvent};
 use crate::plan::{MS, NetFaults, Plan, SECOND, Us};
 use geminga_bookie_client::entry::Entry;
-use geminga_bookie_client::rpc::{AddError, BookieRef, ControlError, Doubt, LedgerStat, ReadAnswer, Tail};
+use geminga_bookie_client::rpc::{BookieRef, ControlError, ReadAnswer};
 use geminga_common::clock::ManualClock;
 use geminga_common::metadata::{MetaError, TxnOutcome};
 use geminga_common::rng::Rng;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// What a call comes back with.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    Add(Result<(), AddError>),
-    Tail(Result<Tail, ControlError>),
-    Control(Result<(), ControlError>),
-    Stat(Result<LedgerStat, ControlError>),
-    Read(ReadAnswer),
-    Meta(Result<MetaReply, MetaError>),
-    Slept,
-}
+pub(crate) use sim::{Cx, Inbox, Sim};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Ev {
@@ -103,6 +91,10 @@ pub(crate) struct World {
     pub(crate) links: Vec<Vec<Link>>,
     pub(crate) meta: Meta,
     pub(crate) meta_down: Us,
+    /// Until when the controller may be about to publish what it has found.
+    pub(crate) looking: Us,
+    /// Replications that bookies were asked for and have not begun.
+    pub(crate) pulls: Vec<Pull>,
     pub(crate) check: Checker,
     calls: BTreeMap<u64, Call>,
     next_call: u64,
@@ -120,31 +112,11 @@ pub(crate) struct World {
     pub(crate) injected: BTreeMap<&'static str, u64>,
 }
 
-/// How long a caller waits before it is told that it cannot know.
-fn patience(req: &Req) -> Us {
-    match req {
-        Req::Add(_) => 5 * SECOND,
-        Req::Read(_) => 3 * SECOND,
-        // The recovery has a patience of its own; the transport's deadline is far behind it.
-        Req::Fence { .. } => 30 * SECOND,
-        Req::Seal { .. } | Req::Delete { .. } | Req::Stat { .. } => 10 * SECOND,
-    }
-}
-
-fn unknown(req: &Req) -> Outcome {
-    match req {
-        Req::Add(_) => Outcome::Add(Err(AddError::Unknown("no answer"))),
-        Req::Read(_) => Outcome::Read(ReadAnswer::Unknown(Doubt::Unreachable)),
-        Req::Fence { .. } => Outcome::Tail(Err(ControlError::Unknown("no answer"))),
-        Req::Seal { .. } | Req::Delete { .. } => Outcome::Control(Err(ControlError::Unknown("no answer"))),
-        Req::Stat { .. } => Outcome::Stat(Err(ControlError::Unknown("no answer"))),
-    }
-}
-
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan, verbose: bool) -> Self {
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
-        let procs = plan.brokers + 2;
+        // Brokers, the controller, the reader of the end, and a process for each store.
+        let procs = plan.brokers + 2 + plan.bookies;
         let nodes: Vec<Node> = (0..plan.bookies).map(|n| Node::new(n, clock.clone())).collect();
         let mut world = Self {
             now: 0,
@@ -155,6 +127,8 @@ impl World {
             links: vec![vec![Link::default(); plan.bookies]; procs],
             meta: Meta::new(clock.clone()),
             meta_down: 0,
+            looking: 0,
+            pulls: Vec::new(),
             check: Checker::new(&plan),
             calls: BTreeMap::new(),
             next_call: 1,
@@ -248,8 +222,13 @@ impl World {
     pub(crate) fn send(&mut self, proc: usize, to: &BookieRef, mut req: Req, deliver: Deliver) {
         let life = self.procs[proc].life;
         let call = self.call(proc, life, deliver);
-        self.after(patience(&req), Ev::ToProc { call, outcome: unknown(&req) });
+        let unknown = req.failed(ControlError::Unknown("no answer"));
+        self.after(req.patience(), Ev::ToProc { call, outcome: unknown });
         let Some(node) = self.nodes.iter().position(|n| n.id == to.id) else { return };
+        if proc == self.store_proc(node) {
+            // A bookie to its own store.
+            return self.after(1, Ev::ToBookie { node, call, proc, to: to.clone(), req });
+        }
         if let Req::Add(add) = &req {
             self.check.sent(add);
         }
@@ -285,6 +264,9 @@ impl World {
 
     /// Sends an answer back.
     pub(crate) fn reply(&mut self, node: usize, proc: usize, call: u64, mut outcome: Outcome) {
+        if proc == self.store_proc(node) {
+            return self.after(1, Ev::ToProc { call, outcome });
+        }
         match &mut outcome {
             Outcome::Read(ReadAnswer::Found(entries)) => self.flip_on_wire(entries),
             Outcome::Tail(Ok(tail)) => self.flip_on_wire(&mut tail.entries),
@@ -423,233 +405,12 @@ impl World {
     }
 }
 
-type Task = (usize, u64, Pin<Box<dyn Future<Output = ()>>>);
-
-/// The world and the futures that run in it.
-pub(crate) struct Sim {
-    pub(crate) w: RefCell<World>,
-    tasks: RefCell<Vec<Task>>,
-    spawned: RefCell<Vec<Task>>,
-}
-
-/// Work of one event that never ends is a livelock.
-const POLLS_MAX: usize = 5000;
-
-impl Sim {
-    pub(crate) fn new(seed: u64, plan: Plan, verbose: bool) -> Rc<Self> {
-        let w = RefCell::new(World::new(seed, plan, verbose));
-        Rc::new(Self { w, tasks: RefCell::default(), spawned: RefCell::default() })
-    }
-
-    /// Brings a process to life.
-    pub(crate) fn start<F: Future<Output = ()> + 'static>(
-        self: &Rc<Self>,
-        proc: usize,
-        run: impl FnOnce(Cx) -> F,
-    ) {
-        let mut w = self.w.borrow_mut();
-        w.procs[proc].life += 1;
-        w.procs[proc].alive = true;
-        let life = w.procs[proc].life;
-        w.ready.insert(proc);
-        drop(w);
-        let cx = Cx { sim: self.clone(), proc, life };
-        self.spawned.borrow_mut().push((proc, life, Box::pin(run(cx))));
-        self.poll_ready();
-    }
-
-    /// One event; false when there is none left before `until` or something is broken.
-    pub(crate) fn step(self: &Rc<Self>, until: Us) -> bool {
-        let mut w = self.w.borrow_mut();
-        if w.check.broken.is_some() {
-            return false;
-        }
-        let Some((&(at, seq), _)) = w.queue.first_key_value() else { return false };
-        if at > until {
-            w.pass(until);
-            return false;
-        }
-        let Some(ev) = w.queue.remove(&(at, seq)) else { return false };
-        w.pass(at);
-        w.trace.event(at, seq, &ev);
-        if let Ev::StartBroker(proc) = ev {
-            let (alive, controller) = (w.procs[proc].alive, proc == w.plan.brokers);
-            drop(w);
-            match (alive, controller) {
-                // Two reasons to start it again, and the first did.
-                (true, _) => {}
-                (false, true) => self.start(proc, crate::controller::run),
-                (false, false) => self.start(proc, crate::broker::run),
-            }
-            return true;
-        }
-        w.handle(ev);
-        drop(w);
-        self.poll_ready();
-        true
-    }
-
-    /// Drops what still runs: futures hold the simulation, and it holds them.
-    pub(crate) fn clear(&self) {
-        let (tasks, spawned) = (self.tasks.take(), self.spawned.take());
-        let calls = std::mem::take(&mut self.w.borrow_mut().calls);
-        drop((tasks, spawned, calls));
-    }
-
-    fn poll_ready(self: &Rc<Self>) {
-        let mut context = Context::from_waker(Waker::noop());
-        for round in 0.. {
-            let Some(proc) = self.w.borrow_mut().ready.pop_first() else { break };
-            if round > POLLS_MAX {
-                self.w.borrow_mut().check.broken("livelock: a process never comes to rest");
-                return;
-            }
-            self.tasks.borrow_mut().append(&mut self.spawned.borrow_mut());
-            let life = self.w.borrow().procs[proc].life;
-            let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
-            tasks.retain_mut(|(owner, of, future)| {
-                *owner != proc || *of == life && future.as_mut().poll(&mut context).is_pending()
-            });
-            tasks.append(&mut self.spawned.borrow_mut());
-            *self.tasks.borrow_mut() = tasks;
-        }
-    }
-}
-
 impl World {
-    fn pass(&mut self, to: Us) {
+    pub(crate) fn pass(&mut self, to: Us) {
         let by = to.saturating_sub(self.now);
         if by > 0 {
             self.clock.advance(Duration::from_micros(by));
             self.now = to;
         }
-    }
-}
-
-/// A value that arrives once.
-pub(crate) struct Slot<T>(Rc<RefCell<Option<T>>>);
-
-impl<T> Future for Slot<T> {
-    type Output = T;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<T> {
-        self.0.borrow_mut().take().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-/// A queue of events for one task.
-pub(crate) struct Inbox<T>(Rc<RefCell<VecDeque<T>>>);
-
-impl<T> Clone for Inbox<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> Default for Inbox<T> {
-    fn default() -> Self {
-        Self(Rc::default())
-    }
-}
-
-impl<T> Inbox<T> {
-    pub(crate) fn push(&self, event: T) {
-        self.0.borrow_mut().push_back(event);
-    }
-
-    pub(crate) fn next(&self) -> Next<'_, T> {
-        Next(self)
-    }
-
-    pub(crate) fn try_next(&self) -> Option<T> {
-        self.0.borrow_mut().pop_front()
-    }
-}
-
-pub(crate) struct Next<'a, T>(&'a Inbox<T>);
-
-impl<T> Future for Next<'_, T> {
-    type Output = T;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<T> {
-        self.0.try_next().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-/// What a process sees of the world.
-#[derive(Clone)]
-pub(crate) struct Cx {
-    pub(crate) sim: Rc<Sim>,
-    pub(crate) proc: usize,
-    pub(crate) life: u64,
-}
-
-impl Cx {
-    pub(crate) fn now(&self) -> Us {
-        self.sim.w.borrow().now
-    }
-
-    pub(crate) fn below(&self, bound: u64) -> u64 {
-        self.sim.w.borrow_mut().rng.below(bound)
-    }
-
-    pub(crate) fn random(&self) -> u64 {
-        self.sim.w.borrow_mut().rng.next_u64()
-    }
-
-    pub(crate) fn note(&self, kind: &'static str, a: u64, b: u64, text: impl FnOnce() -> String) {
-        let w = &mut *self.sim.w.borrow_mut();
-        w.trace.note(w.now, kind, self.proc as u64, a ^ b << 32, text);
-    }
-
-    pub(crate) fn check<T>(&self, with: impl FnOnce(&mut Checker) -> T) -> T {
-        with(&mut self.sim.w.borrow_mut().check)
-    }
-
-    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
-        self.sim.spawned.borrow_mut().push((self.proc, self.life, Box::pin(future)));
-        self.sim.w.borrow_mut().ready.insert(self.proc);
-    }
-
-    pub(crate) fn send(&self, to: &BookieRef, req: Req, deliver: impl FnOnce(Outcome) + 'static) {
-        self.sim.w.borrow_mut().send(self.proc, to, req, Box::new(deliver));
-    }
-
-    pub(crate) fn ask(&self, to: &BookieRef, req: Req) -> Slot<Outcome> {
-        let slot = Rc::new(RefCell::new(None));
-        let told = slot.clone();
-        self.send(to, req, move |outcome| *told.borrow_mut() = Some(outcome));
-        Slot(slot)
-    }
-
-    pub(crate) async fn meta(&self, op: MetaOp) -> Result<MetaReply, MetaError> {
-        let slot = Rc::new(RefCell::new(None));
-        let told = slot.clone();
-        let deliver = Box::new(move |outcome| *told.borrow_mut() = Some(outcome));
-        self.sim.w.borrow_mut().ask_meta(self.proc, op, deliver);
-        match Slot(slot).await {
-            Outcome::Meta(answer) => answer,
-            other => Err(MetaError::Unknown(format!("{other:?}"))),
-        }
-    }
-
-    pub(crate) async fn sleep(&self, delay: Us) {
-        let slot = Rc::new(RefCell::new(None));
-        let told = slot.clone();
-        self.wake(delay, move || *told.borrow_mut() = Some(()));
-        Slot(slot).await;
-    }
-
-    /// A sleep that a watch event may end early.
-    pub(crate) async fn nap(&self, delay: Us) {
-        let slot = Rc::new(RefCell::new(None));
-        let told = slot.clone();
-        self.sim.w.borrow_mut().nap(self.proc, delay, Box::new(move |_| *told.borrow_mut() = Some(())));
-        Slot(slot).await;
-    }
-
-    /// Calls back after `delay`.
-    pub(crate) fn wake(&self, delay: Us, then: impl FnOnce() + 'static) {
-        self.sim.w.borrow_mut().sleep(self.proc, delay, Box::new(move |_| then()));
     }
 }

@@ -1,10 +1,10 @@
 //! A writer of one open ledger: the real machine, and the shell that carries its effects out in simulated time.
 
+use crate::calls::{Outcome, Req};
 use crate::damage::Planned;
 use crate::ledger::{Bookies, place, plan, replace};
-use crate::node::Req;
 use crate::plan::{SECOND, Us};
-use crate::world::{Cx, Inbox, Outcome};
+use crate::world::{Cx, Inbox};
 use bytes::Bytes;
 use geminga_bookie_client::entry::{Header, Kind};
 use geminga_bookie_client::ledgers::NewEntry;

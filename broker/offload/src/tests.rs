@@ -54,7 +54,8 @@ async fn no_crash_or_doubt_at_any_step_leaks_or_loses_an_object() {
 #[cfg(feature = "museum")]
 #[tokio::test]
 async fn every_bug_of_the_museum_is_caught() {
-    use crate::mutant::{Mutant, set};
+    use crate::mutant::Mutant;
+    use geminga_common::museum::bring_back;
     // In one part, and in many.
     for (mutant, part_bytes) in [
         (Mutant::RemoveAfterDoubt, 700),
@@ -68,9 +69,9 @@ async fn every_bug_of_the_museum_is_caught() {
         (Mutant::SweepUnsettled, 1 << 20),
         (Mutant::ForgetUploads, 700),
     ] {
-        set(Some(mutant));
+        let back = bring_back(mutant);
         let (schedules, broken) = explore(part_bytes).await;
-        set(None);
+        drop(back);
         println!("{mutant:?}: caught after {schedules}: {broken:?}");
         assert!(broken.is_some(), "{mutant:?} was not caught in {schedules} schedules");
     }

@@ -5,6 +5,7 @@
 
 use super::record::CursorId;
 use geminga_common::ids::Position;
+use geminga_common::museum::{Exhibit, active};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -64,7 +65,7 @@ impl DurableFloor {
     /// Entries below this may go as far as cursors are concerned; `None` without cursors.
     #[must_use]
     pub fn minimum(&self) -> Option<Position> {
-        let trim_by_memory = mutant::trim_by_memory();
+        let trim_by_memory = active(Mutant::TrimByMemory);
         let floor = |floors: &Floors| match floors.resetting {
             _ if trim_by_memory => floors.memory,
             Some(to) => floors.durable.min(to),
@@ -74,30 +75,11 @@ impl DurableFloor {
     }
 }
 
-/// Museum mutant 21: trimming by the floor in memory.
-pub mod mutant {
-    #[cfg(feature = "museum")]
-    thread_local! {
-        static TRIM_BY_MEMORY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-    }
-
-    /// Whether the bug is in.
-    #[cfg(feature = "museum")]
-    #[must_use]
-    pub fn trim_by_memory() -> bool {
-        TRIM_BY_MEMORY.get()
-    }
-
-    /// Puts the bug in or takes it out, for this thread.
-    #[cfg(feature = "museum")]
-    pub fn set_trim_by_memory(on: bool) {
-        TRIM_BY_MEMORY.set(on);
-    }
-
-    /// Whether the bug is in: never.
-    #[cfg(not(feature = "museum"))]
-    #[must_use]
-    pub const fn trim_by_memory() -> bool {
-        false
-    }
+/// A known bug that tests bring back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mutant {
+    /// 21: trimming by the floor in memory.
+    TrimByMemory,
 }
+
+impl Exhibit for Mutant {}

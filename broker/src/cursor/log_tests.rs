@@ -522,9 +522,9 @@ async fn nothing_is_trimmed_that_the_stored_cursor_needs() {
 #[cfg(feature = "museum")]
 #[tokio::test]
 async fn mutant_21_is_caught() {
-    crate::cursor::durable_floor::mutant::set_trim_by_memory(true);
+    use crate::cursor::durable_floor::Mutant;
+    let _back = geminga_common::museum::bring_back(Mutant::TrimByMemory);
     assert!(trimmed_below_the_stored_cursor().await, "trimming by memory must show");
-    crate::cursor::durable_floor::mutant::set_trim_by_memory(false);
 }
 
 #[test]

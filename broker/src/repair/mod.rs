@@ -3,8 +3,6 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `leader` | which broker repairs |
-//! | `release` | letting go of stores that lost data, once nothing counts on them |
-//! | `standing` | how far each bookie can be counted on (pure) |
 //! | `round` | one look at what may need repair, ledger by ledger |
 //! | `holders` | where closed ledgers are written down, and the transaction that changes it |
 //! | `status` | figures and reasons for people |
@@ -19,9 +17,7 @@
 
 mod holders;
 mod leader;
-mod release;
 mod round;
-mod standing;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -29,6 +25,7 @@ mod tests;
 use geminga_bookie_client::placement::Placement;
 use geminga_bookie_client::record::{LedgerRecord, LedgerState};
 use geminga_bookie_client::registry::Registry;
+use geminga_bookie_client::repair::standing::Absences;
 use geminga_bookie_client::rpc::BookieRpc;
 use geminga_common::clock::Clock;
 use geminga_common::metadata::keys::Keys;
@@ -38,7 +35,6 @@ use geminga_common::rng::Rng;
 use geminga_common::tasks::{OnFailure, TaskGroup};
 use parking_lot::Mutex;
 use round::Round;
-use standing::Absences;
 pub use status::{Figures, Status};
 use std::sync::Arc;
 use std::time::Duration;

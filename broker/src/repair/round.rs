@@ -2,11 +2,11 @@
 
 use super::Deps;
 use super::holders::{self, Published};
-use super::release::Releases;
-use super::standing::Standings;
 use geminga_bookie_client::record::{ClosedLedger, LedgerRecord, LedgerState, OpId};
 use geminga_bookie_client::repair::drive::{self, Outcome};
 use geminga_bookie_client::repair::plan::{self, Standing};
+use geminga_bookie_client::repair::release::Releases;
+use geminga_bookie_client::repair::standing::Standings;
 use geminga_bookie_client::rpc::BookieRef;
 use geminga_common::ids::LedgerId;
 use geminga_common::metadata::{MetaError, Record};

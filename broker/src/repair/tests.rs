@@ -2,7 +2,6 @@
 
 use super::holders::{self, Published};
 use super::round::Round;
-use super::standing::Absences;
 use super::{Deps, Means, Status};
 use crate::cursor::chain::Chain;
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use geminga_bookie_client::record::{
 };
 use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, NodeState};
 use geminga_bookie_client::registry::{Known, Registry, View};
+use geminga_bookie_client::repair::standing::Absences;
 use geminga_bookie_client::rpc::{Add, BookieRef};
 use geminga_common::clock::{Clock as _, ManualClock};
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};

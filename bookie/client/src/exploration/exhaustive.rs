@@ -133,7 +133,8 @@ fn a_larger_world_is_explored_as_far_as_asked() {
 #[cfg(feature = "museum")]
 #[test]
 fn the_exploration_finds_what_the_museum_brings_back() {
-    use crate::mutant::{Mutant, set};
+    use crate::mutant::Mutant;
+    use geminga_common::museum::bring_back;
     let two = Bounds { entries: 2, recoverers: 2, crashes: 0, faults: 0, readmissions: 0 };
     let one = Bounds { recoverers: 1, ..two };
     // A change of the ensemble that crosses the close: two closes of one ledger say the same.
@@ -144,9 +145,9 @@ fn the_exploration_finds_what_the_museum_brings_back() {
         all.push((Mutant::ProgressAsLac, two));
     }
     for (mutant, bounds) in all {
-        set(Some(mutant));
+        let back = bring_back(mutant);
         let found = explore(bounds, 3_000_000);
-        set(None);
+        drop(back);
         let violation =
             found.violation.unwrap_or_else(|| panic!("{mutant:?} was not found in {} states", found.states));
         println!("{mutant:?}: found after {} states at depth {}:\n{violation}\n", found.states, found.depth);

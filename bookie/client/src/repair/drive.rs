@@ -1,6 +1,7 @@
 //! The driver's side of a repair: one ledger, job after job, until it needs nothing or cannot go on.
 
 use super::plan::{self, Job, Needs, Standing};
+use crate::mutant::{Mutant, active};
 use crate::placement::Placement;
 use crate::record::ClosedLedger;
 use crate::rpc::{AddError, BookieRef, BookieRpc, ControlError, Replicate, ReplicateError};
@@ -109,6 +110,9 @@ pub async fn make_good(
 
 /// Whether sound members other than `lost` hold every id that `lost` is to hold of a closed ledger: asked, not concluded.
 pub async fn held_elsewhere(means: &Means<'_>, ledger: &ClosedLedger, lost: &BookieRef) -> bool {
+    if active(Mutant::ReleaseUnchecked) {
+        return true;
+    }
     for (fragment, members) in ledger.fragments.iter().map(|fragment| &fragment.ensemble).enumerate() {
         let Some(ids) = plan::ids_of(ledger, fragment) else { continue };
         let Some(slot) = members.iter().position(|member| member.as_ref() == Some(lost)) else { continue };

@@ -1,9 +1,9 @@
 //! How far each bookie can be counted on, from the registry and from how long it has been away. Pure: time comes in.
 
-use geminga_bookie_client::registry::View;
-use geminga_bookie_client::registry::record::NodeState;
-use geminga_bookie_client::repair::plan::Standing;
-use geminga_bookie_client::rpc::BookieRef;
+use super::plan::Standing;
+use crate::registry::View;
+use crate::registry::record::NodeState;
+use crate::rpc::BookieRef;
 use geminga_common::clock::Mono;
 use geminga_common::ids::{BookieId, Incarnation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// The picture of one round.
 #[derive(Clone, Debug)]
-pub(super) struct Standings {
+pub struct Standings {
     view: Arc<View>,
     /// Bookies that have been away for too long.
     given_up: BTreeSet<BookieId>,
@@ -20,7 +20,8 @@ pub(super) struct Standings {
 
 impl Standings {
     /// How far `member` can be counted on.
-    pub(super) fn of(&self, member: &BookieRef) -> Standing {
+    #[must_use]
+    pub fn of(&self, member: &BookieRef) -> Standing {
         let known = self.view.bookies.get(&member.id);
         let Some(record) = known.and_then(|known| known.record.as_ref()) else {
             // A record is never removed by a bookie: without one nothing is known of it but that it is not there.
@@ -39,13 +40,14 @@ impl Standings {
     }
 
     /// Whether `member` is there, but has found damage in its store: of what it should hold it may lack copies.
-    pub(super) fn has_damage(&self, member: &BookieRef) -> bool {
+    #[must_use]
+    pub fn has_damage(&self, member: &BookieRef) -> bool {
         let record = self.view.bookies.get(&member.id).and_then(|known| known.record.as_ref());
         self.of(member) == Standing::Sound && record.is_some_and(|record| record.damage > 0)
     }
 
     /// Stores that lost something and are there.
-    pub(super) fn damaged(&self) -> impl Iterator<Item = BookieRef> + '_ {
+    pub fn damaged(&self) -> impl Iterator<Item = BookieRef> + '_ {
         self.view.bookies.iter().filter_map(|(id, known)| {
             let record = known.record.as_ref().filter(|record| record.state == NodeState::DataLoss)?;
             known.live.as_ref()?;
@@ -55,8 +57,9 @@ impl Standings {
 
     /// What a change of makes a look at every ledger worth while: which stores there are, which are given up, and
     /// how much damage each has found.
-    pub(super) fn stores(&self) -> BTreeSet<(BookieId, Option<Incarnation>, bool, u64)> {
-        let one = |(id, known): (&BookieId, &geminga_bookie_client::registry::Known)| {
+    #[must_use]
+    pub fn stores(&self) -> BTreeSet<(BookieId, Option<Incarnation>, bool, u64)> {
+        let one = |(id, known): (&BookieId, &crate::registry::Known)| {
             let record = known.record.as_ref();
             let lost = record.is_some_and(|record| {
                 matches!(record.state, NodeState::Gone | NodeState::Lost | NodeState::DataLoss)
@@ -69,8 +72,9 @@ impl Standings {
     }
 
     /// Bookies that take new entries.
-    pub(super) fn in_service(&self) -> usize {
-        let serving = |known: &&geminga_bookie_client::registry::Known| {
+    #[must_use]
+    pub fn in_service(&self) -> usize {
+        let serving = |known: &&crate::registry::Known| {
             known.live.is_some() && known.record.as_ref().is_some_and(|r| r.state == NodeState::ReadWrite)
         };
         self.view.bookies.values().filter(serving).count()
@@ -79,11 +83,11 @@ impl Standings {
 
 /// Since when bookies have been away.
 #[derive(Debug, Default)]
-pub(super) struct Absences(BTreeMap<BookieId, Mono>);
+pub struct Absences(BTreeMap<BookieId, Mono>);
 
 impl Absences {
     /// The picture now; whoever has been away for `grace` is given up. Also when the next one will be.
-    pub(super) fn look(&mut self, view: Arc<View>, now: Mono, grace: Duration) -> (Standings, Option<Mono>) {
+    pub fn look(&mut self, view: Arc<View>, now: Mono, grace: Duration) -> (Standings, Option<Mono>) {
         let away = |id: &BookieId| view.bookies.get(id).is_some_and(|known| known.live.is_none());
         self.0.retain(|id, _| away(id));
         for id in view.bookies.keys().filter(|id| away(id)) {
@@ -99,8 +103,8 @@ impl Absences {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use geminga_bookie_client::registry::Known;
-    use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord};
+    use crate::registry::Known;
+    use crate::registry::record::{BookieRecord, Labels, LiveRecord};
 
     const GRACE: Duration = Duration::from_secs(600);
 
