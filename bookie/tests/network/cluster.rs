@@ -10,6 +10,7 @@ use geminga_bookie_client::grpc::{self, GrpcBookies};
 use geminga_bookie_client::ledgers::{
     LedgerClient, LedgerView, Ledgers, NewEntry, Parts, Progress, RecoverError, Writer, WriterEvent,
 };
+use geminga_bookie_client::placement::Placement as _;
 use geminga_bookie_client::placement::zones::ZonePlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
