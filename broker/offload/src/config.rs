@@ -10,8 +10,8 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The object store: `s3://bucket/prefix` or `file:///directory`. Default empty: nothing is offloaded. All brokers of a cluster
-    /// must name the same store, and it must not change while topics have offloaded ledgers: they are read from it. Credentials of
-    /// S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), a web identity, or the role
+    /// must name the same store; another one than the one in use is refused at the start (`GM-6010`, `GM-6011`), by what lies in it
+    /// and not by its name. Taken away while topics have offloaded ledgers it costs what bookies do not have. Credentials of S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), a web identity, or the role
     /// of the container or machine.
     pub url: String,
     /// Where S3 is, for other servers than Amazon's: `http://host:port` or `https://…`. Default empty: Amazon's for the region.
@@ -83,11 +83,29 @@ pub struct OutOfRange {
     range: &'static str,
 }
 
+/// A URL without what may be secret in it: who asks, and queries. Names of keys end with a slash or not, which is the same store.
+pub(crate) fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    let plain = |c: &char| !c.is_control();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.chars().filter(plain).collect() };
+    let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    let path = path.map_or(String::new(), |path| format!("/{path}"));
+    format!("{scheme}://{host}{path}").chars().filter(plain).collect()
+}
+
 impl Config {
     /// Whether anything is offloaded.
     #[must_use]
     pub fn enabled(&self) -> bool {
         !self.url.is_empty()
+    }
+
+    /// What the store is called, without secrets: a URL, and where S3 is if that is said.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let (url, endpoint) = (shown(&self.url), shown(&self.endpoint));
+        if endpoint.is_empty() { url } else { format!("{url} at {endpoint}") }
     }
 
     /// Checks every range.
@@ -123,5 +141,24 @@ impl Config {
     #[must_use]
     pub fn sweep_interval(&self) -> Duration {
         Duration::from_secs(self.sweep_interval_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_named_without_secrets() {
+        let place = |url: &str, endpoint: &str| {
+            Config { url: url.into(), endpoint: endpoint.into(), ..Config::default() }.place()
+        };
+        assert_eq!(place("s3://bucket/a/b/", ""), "s3://bucket/a/b");
+        assert_eq!(
+            place("s3://id:secret@bucket/a?token=t", "http://u:p@h:1/"),
+            "s3://bucket/a at http://h:1"
+        );
+        assert_eq!(place("file:///var/x", ""), "file:///var/x");
+        assert_eq!(place("nonsense", ""), "nonsense");
     }
 }

@@ -8,6 +8,7 @@
 //! | [`state`] | where a closed ledger is, and what may happen to it; pure |
 //! | [`stored`] | that state in a topic record, and records of garbage |
 //! | [`key`] | names of objects |
+//! | [`identity`] | whose store it is, and that no other is used |
 //! | [`blob`] | the seam for stores: real and simulated |
 //! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
@@ -20,6 +21,7 @@
 pub mod blob;
 pub mod config;
 pub mod format;
+pub mod identity;
 pub mod key;
 pub mod mutant;
 pub mod offloader;
@@ -35,4 +37,4 @@ pub mod verify;
 pub mod writer;
 
 pub use config::Config;
-pub use tier::Tier;
+pub use tier::{OpenError, Tier};

@@ -130,6 +130,8 @@ impl Offloader {
         if active(Mutant::BeginUnnamed) && self.in_parts(&job) {
             self.blobs.begin(&key, ends.wall_ms).await?;
         }
+        // Nothing is recorded about a store that may be another's.
+        self.blobs.ready().await?;
         // The record names the key before anything is sent there.
         record.change(ledger, Change::Prepare(attempt)).await?;
         let shape = match self.upload(&job, &key, source, ends).await {

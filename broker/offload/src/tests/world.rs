@@ -37,7 +37,7 @@ const BEHIND_MS: u64 = 900_000;
 const STEPS: (Duration, usize) = (Duration::from_secs(300), 30);
 
 /// Metadata whose transactions fail like the store's requests do, and whose listings are those of an old revision.
-struct DoubtfulMeta {
+pub(crate) struct DoubtfulMeta {
     inner: Arc<MemoryStore>,
     faults: Faults,
     late: Mutex<Vec<Txn>>,
@@ -45,14 +45,18 @@ struct DoubtfulMeta {
 }
 
 impl DoubtfulMeta {
-    async fn wake(&self) {
+    pub(crate) fn new(inner: Arc<MemoryStore>, faults: Faults) -> Self {
+        Self { inner, faults, late: Mutex::default(), asleep: Mutex::default() }
+    }
+
+    pub(crate) async fn wake(&self) {
         let asleep = std::mem::take(&mut *self.asleep.lock());
         for txn in asleep {
             let _either_way = self.inner.txn(txn).await;
         }
     }
 
-    async fn land(&self) {
+    pub(crate) async fn land(&self) {
         let late = std::mem::take(&mut *self.late.lock());
         for txn in late {
             let _either_way = self.inner.txn(txn).await;
@@ -126,6 +130,12 @@ struct Tampering {
 }
 
 impl Blobs for Tampering {
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
+        self.inner.create(key, bytes)
+    }
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
+        self.inner.small(key)
+    }
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         async move {
             self.inner.put(key, bytes, until_ms).await?;
@@ -257,12 +267,7 @@ impl World {
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
         let (blobs, tamper) = (SimBlobs::new(faults.clone()), Arc::new(AtomicBool::new(false)));
         let inner = Arc::new(MemoryStore::new(clock.clone()));
-        let meta = DoubtfulMeta {
-            inner: inner.clone(),
-            faults: faults.clone(),
-            late: Mutex::default(),
-            asleep: Mutex::default(),
-        };
+        let meta = DoubtfulMeta::new(inner.clone(), faults.clone());
         let made =
             inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&Offload::Bookies))] });
         made.now_or_never().expect("memory answers at once").unwrap();
