@@ -116,6 +116,17 @@ def refused_at_start(drill):
     drill.refused("a kind of URL that is none", drill.config(offload=OFFLOAD.replace("s3://", "ftp://id:hidden@")), "GM-6004", "ftp://")
 
 
+def settings(drill):
+    """What cannot be is told with its key, its value and the range."""
+    for line, *words in (
+        ('part_size = "99999999 TiB"', "part_size", "99999999 TiB", "16777215TiB"),
+        ('part_size = "1 TiB"', "offload.part_size is 1TiB", "5MiB to 512MiB"),
+        ("deletion_lag_s = 99999999999", "offload.deletion_lag_s is 99999999999", "0 to 31536000"),
+    ):
+        offload = "\n".join(old for old in OFFLOAD.splitlines() if old.split(" ")[0] != line.split(" ")[0])
+        drill.refused(line, drill.config(offload=offload + "\n" + line + "\n"), "GM-6004", *words)
+
+
 def without_a_store(drill, topic):
     """Topics that need no object are served; a person is told once, with figures."""
     server = drill.server(drill.config(offload="")).start()
@@ -225,6 +236,7 @@ def main():
         try:
             topic = claimed(drill)
             refused_at_start(drill)
+            settings(drill)
             without_a_store(drill, topic)
             away_at_start(drill, topic)
             moved(drill, topic)

@@ -79,7 +79,7 @@ impl Default for Config {
 #[error("offload.{key} is {value}, it must lie in {range}")]
 pub struct OutOfRange {
     key: &'static str,
-    value: u64,
+    value: String,
     range: &'static str,
 }
 
@@ -115,9 +115,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), OutOfRange> {
         let year = 365 * 24 * 3600;
         let rows = [
-            ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4 KiB to 16 MiB"),
-            ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5 MiB to 512 MiB"),
-            ("cache", self.cache.0, 16 << 20, u64::MAX, "16 MiB and above"),
+            ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4KiB to 16MiB"),
+            ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5MiB to 512MiB"),
+            ("cache", self.cache.0, 16 << 20, u64::MAX, "16MiB and above"),
             ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
             ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
             ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
@@ -126,7 +126,11 @@ impl Config {
             ("sweep_interval_s", self.sweep_interval_s, 1, 86_400, "1 to 86400"),
         ];
         match rows.into_iter().find(|(_, value, low, high, _)| !(low..=high).contains(&value)) {
-            Some((key, value, _, _, range)) => Err(OutOfRange { key, value, range }),
+            Some((key, value, _, _, range)) => {
+                let is_size = range.contains("iB");
+                let value = if is_size { ByteSize(value).to_string() } else { value.to_string() };
+                Err(OutOfRange { key, value, range })
+            }
             None => Ok(()),
         }
     }
@@ -147,6 +151,19 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_told_with_its_key_and_range_as_it_is_written() {
+        let refused = |config: Config| config.validate().unwrap_err().to_string();
+        let size = Config { part_size: "1 TiB".parse().unwrap(), ..Config::default() };
+        assert_eq!(refused(size), "offload.part_size is 1TiB, it must lie in 5MiB to 512MiB");
+        let lag = Config { deletion_lag_s: u64::MAX, ..Config::default() };
+        assert_eq!(
+            refused(lag),
+            "offload.deletion_lag_s is 18446744073709551615, it must lie in 0 to 31536000"
+        );
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
 
     #[test]
     fn a_store_is_named_without_secrets() {

@@ -13,6 +13,7 @@
 //! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`verify`] | reading an object back whole |
+//! | [`meters`] | what it has done and cost, for each topic |
 //! | [`sweep`] | removing what metadata lists as garbage |
 //! | [`tier`] | all of it, as one broker uses it |
 //! | [`config`] | settings |
@@ -23,6 +24,7 @@ pub mod config;
 pub mod format;
 pub mod identity;
 pub mod key;
+pub mod meters;
 pub mod mutant;
 pub mod offloader;
 mod parts;

@@ -3,6 +3,7 @@
 
 use crate::blob::{BlobError, Blobs, discard};
 use crate::key;
+use crate::meters::Meters;
 use crate::mutant::{Mutant, active};
 use crate::state::Garbage;
 use geminga_common::metadata::keys::Keys;
@@ -31,6 +32,7 @@ pub async fn sweep(
     keys: &Keys,
     blobs: &dyn Blobs,
     cluster: &str,
+    meters: &Meters,
     now_ms: u64,
 ) -> Result<Swept, MetaError> {
     let prefix = keys.object_garbage_prefix();
@@ -50,10 +52,9 @@ pub async fn sweep(
                 Ok(_) if !usable_once(&mut usable, blobs).await => swept.failed += 1,
                 Ok((garbage, topic, ledger)) => {
                     let object = key::object(cluster, garbage.begun_ms, topic, ledger, garbage.attempt);
-                    match remove(meta, blobs, &stored.key, &object).await {
-                        true => swept.removed += 1,
-                        false => swept.failed += 1,
-                    }
+                    let done = remove(meta, blobs, &stored.key, &object).await;
+                    meters.removal(topic, done);
+                    if done { swept.removed += 1 } else { swept.failed += 1 }
                 }
                 Err(error) => {
                     tracing::error!(key = %stored.key, %error, "a removal cannot be read and is kept");

@@ -5,6 +5,7 @@ use crate::blob::{BlobError, Blobs};
 use crate::config::Config;
 use crate::identity::Refusal;
 use crate::identity::guard::{Guarded, Place};
+use crate::meters::Meters;
 use crate::offloader::Offloader;
 use crate::reader::Reader;
 use crate::sweep::{Swept, sweep};
@@ -46,6 +47,8 @@ pub struct Tier {
     pub offloader: Offloader,
     /// Reads them back.
     pub reader: Reader,
+    /// What both have done and cost.
+    pub meters: Meters,
     /// Settings.
     pub config: Config,
     /// Name of the cluster: part of every key.
@@ -98,10 +101,11 @@ impl Tier {
         rng: Rng,
         tasks: &TaskGroup,
     ) -> Arc<Self> {
-        let cache = config.cache.0 as usize;
+        let (cache, meters) = (config.cache.0 as usize, Meters::new(clock.clone()));
         Arc::new(Self {
-            offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone()),
-            reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone()),
+            offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone(), meters.clone()),
+            reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone(), meters.clone()),
+            meters,
             config,
             cluster: cluster.to_owned(),
             blobs,
@@ -120,6 +124,6 @@ impl Tier {
     /// # Errors
     /// What is due cannot be listed.
     pub async fn sweep(&self, meta: &dyn MetadataStore, keys: &Keys) -> Result<Swept, MetaError> {
-        sweep(meta, keys, &*self.blobs, &self.cluster, self.clock.wall_ms()).await
+        sweep(meta, keys, &*self.blobs, &self.cluster, &self.meters, self.clock.wall_ms()).await
     }
 }

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::format::attributes::Attributes;
 use crate::format::block::Entry;
 use crate::key;
+use crate::meters::Meters;
 use crate::offloader::{ChangeError, Job, OffloadError, Offloader, Source, TopicRecord};
 use crate::state::{Change, ObjectRef, Offload};
 use crate::verify;
@@ -274,7 +275,8 @@ impl World {
         let config =
             Config { part_size: ByteSize(part_bytes), block_size: ByteSize(300), ..Config::default() };
         let store = Arc::new(Tampering { inner: blobs.clone(), on: tamper.clone() });
-        let offloader = Offloader::new(store, clock.clone(), Rng::seeded(5), config);
+        let offloader =
+            Offloader::new(store, clock.clone(), Rng::seeded(5), config, Meters::new(clock.clone()));
         let source = Entries((0..20).map(sourced).collect());
         let length = source.0.iter().map(|s| s.entry.size() as u64).sum();
         Self {
@@ -400,9 +402,14 @@ impl World {
     }
 
     /// What still waits after a sweep; `None` where it was not done.
+    fn meters(&self) -> Meters {
+        Meters::new(self.clock.clone())
+    }
+
     async fn sweep(&self) -> Option<usize> {
         let now = self.clock.wall_ms();
-        let swept = crate::sweep::sweep(&*self.meta, &self.keys, &self.blobs, "c", now).await.ok()?;
+        let swept =
+            crate::sweep::sweep(&*self.meta, &self.keys, &self.blobs, "c", &self.meters(), now).await.ok()?;
         (swept.failed == 0).then_some(swept.waiting)
     }
 
