@@ -246,12 +246,20 @@ impl Broker {
     /// Serves clients and REST on bound listeners.
     pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, crate::bookies::sweep(self.clone()));
-        if let Some(tier) = self.tier.clone() {
-            self.tasks.spawn(
-                "sweep of the object store",
-                OnFailure::Log,
-                crate::offload::sweep(self.clone(), tier),
-            );
+        match self.tier.clone() {
+            Some(tier) => {
+                let sweep = crate::offload::sweep(self.clone(), tier);
+                self.tasks.spawn("sweep of the object store", OnFailure::Log, sweep);
+            }
+            None => {
+                let (tell, stop) = (crate::offload::unconfigured::tell(self.clone()), self.tasks.token());
+                self.tasks.spawn("look for offloaded ledgers", OnFailure::Log, async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tell => {}
+                    }
+                });
+            }
         }
         self.tasks.spawn("policy changes", OnFailure::StopProcess, tell_of_policies(self.clone()));
         if let Some(means) = &self.repair {

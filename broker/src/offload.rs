@@ -1,6 +1,7 @@
 //! What a broker has to do with the object store beside its topics: policies, and the sweep of what left them.
 
 pub mod fsck;
+pub(crate) mod unconfigured;
 
 use crate::broker::Broker;
 use crate::managed_ledger::offload::Rules;

@@ -319,10 +319,22 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// Splits `8MiB` into 8 and `MiB`.
-fn number_and_unit(text: &str) -> Option<(u64, &str)> {
+/// A number with more digits than any that is allowed is the largest there is.
+fn number_and_unit(text: &str) -> Option<(u128, &str)> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    Some((text[..digits].parse().ok()?, text[digits..].trim()))
+    let number = match text[..digits].parse::<u128>() {
+        Err(error) if *error.kind() == std::num::IntErrorKind::PosOverflow => u128::MAX,
+        other => other.ok()?,
+    };
+    Some((number, text[digits..].trim()))
+}
+
+/// The number in the unit's smallest, if it is one at all; an error if it is too large.
+fn scaled(text: &str, unit: impl Fn(&str) -> Option<u64>) -> Option<Result<u64, UnitError>> {
+    let (number, name) = number_and_unit(text)?;
+    let small = number.checked_mul(u128::from(unit(name)?)).and_then(|n| u64::try_from(n).ok());
+    Some(small.ok_or_else(|| UnitError::TooLarge(text.trim().to_owned())))
 }
 
 /// A text that is no size or no duration.
@@ -334,6 +346,9 @@ pub enum UnitError {
     /// Not a duration.
     #[error("'{0}' is not a duration; it should look like 500ms, 30s, 10m, 12h or 7d")]
     Duration(String),
+    /// More than can be counted, whatever the setting.
+    #[error("'{0}' is too large; no size is above 16777215TiB and no duration above 213503d")]
+    TooLarge(String),
 }
 
 /// A number of bytes that reads and prints as `8MiB`. A bare number is bytes; KB, MB and GB are powers of 1000.
@@ -383,12 +398,8 @@ impl FromStr for ByteSize {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        number_and_unit(text)
-            .and_then(|(n, unit)| {
-                let (_, bytes) = SIZES.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
-                n.checked_mul(*bytes).map(Self)
-            })
-            .ok_or_else(|| UnitError::Size(text.to_owned()))
+        let unit = |unit: &str| SIZES.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|of| of.1);
+        scaled(text, unit).ok_or_else(|| UnitError::Size(text.to_owned()))?.map(Self)
     }
 }
 
@@ -444,12 +455,9 @@ impl FromStr for Duration {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        number_and_unit(text)
-            .and_then(|(n, unit)| {
-                let (_, nanos) = TIMES.iter().find(|(name, _)| *name == unit)?;
-                n.checked_mul(*nanos).map(|nanos| Self(std::time::Duration::from_nanos(nanos)))
-            })
-            .ok_or_else(|| UnitError::Duration(text.to_owned()))
+        let unit = |unit: &str| TIMES.iter().find(|(name, _)| *name == unit).map(|of| of.1);
+        let nanos = scaled(text, unit).ok_or_else(|| UnitError::Duration(text.to_owned()))??;
+        Ok(Self(std::time::Duration::from_nanos(nanos)))
     }
 }
 

@@ -118,6 +118,14 @@ codes! {
     4006 LEDGER_FENCED: "another broker has taken the ledger over", pulsar 6, http 503, grpc 9, retry true;
     4007 NOT_ENOUGH_BOOKIES: "there are not enough bookies to store the message", pulsar 2, http 503, grpc 14, retry true;
     4008 LEDGER_NOT_FOUND: "the ledger does not exist", pulsar 1, http 404, grpc 5, retry false;
+    4009 OBJECT_STORE_UNAVAILABLE: "the object store cannot be reached", pulsar 2, http 503, grpc 14, retry true;
+    4010 OBJECT_STORE_REFUSED: "the object store refuses its credentials, bucket or permissions", pulsar 2, http 500, grpc 9, retry false;
+    4011 OBJECT_MISSING: "an offloaded ledger's object is not in the object store", pulsar 2, http 500, grpc 15, retry false;
+    4012 OBJECT_DAMAGED: "an offloaded ledger's object is not what the metadata says", pulsar 2, http 500, grpc 15, retry false;
+    4013 OBJECT_CONDEMNED: "an object that is referenced is listed for removal", pulsar 2, http 500, grpc 15, retry false;
+    4014 OBJECT_UNKNOWN: "an object in the object store is named by no metadata", pulsar 0, http 500, grpc 9, retry false;
+    4015 UPLOAD_UNKNOWN: "an unfinished upload in the object store is named by no metadata", pulsar 0, http 500, grpc 9, retry false;
+    4016 RECORD_UNREADABLE: "a metadata record cannot be read", pulsar 2, http 500, grpc 15, retry false;
     5001 METADATA_UNAVAILABLE: "the metadata store cannot be reached", pulsar 1, http 503, grpc 14, retry true;
     5002 METADATA_UNKNOWN: "whether the metadata change happened is not known", pulsar 1, http 503, grpc 14, retry true;
     5003 SERVICE_NOT_READY: "the service is not ready; try again", pulsar 6, http 503, grpc 14, retry true;
@@ -138,6 +146,9 @@ codes! {
     6007 INSECURE_BIND: "listening beyond loopback needs TLS and authentication, or --insecure", pulsar 0, http 500, grpc 9, retry false;
     6008 DATA_DIRECTORY_FOREIGN: "the data directory belongs to another cluster or store", pulsar 0, http 500, grpc 9, retry false;
     6009 DATA_DIRECTORY_UNUSABLE: "the data directory cannot be read or written", pulsar 0, http 500, grpc 9, retry false;
+    6010 OBJECT_STORE_FOREIGN: "the object store belongs to another cluster", pulsar 0, http 500, grpc 9, retry false;
+    6011 OBJECT_STORE_EMPTY: "the object store is not the one that holds the cluster's offloaded ledgers", pulsar 0, http 500, grpc 9, retry false;
+    6012 OBJECT_STORE_NOT_CONFIGURED: "ledgers are offloaded and no object store is configured", pulsar 2, http 500, grpc 9, retry false;
     7001 AUTHENTICATION: "the credentials were not accepted", pulsar 3, http 401, grpc 16, retry false;
     7002 AUTHORIZATION: "the role may not do this", pulsar 4, http 403, grpc 7, retry false;
     9001 INTERNAL: "a defect in the server; please report it", pulsar 0, http 500, grpc 13, retry false;

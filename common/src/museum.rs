@@ -75,7 +75,7 @@ mod tests {
         let back = bring_back(Mine::First);
         assert!(active(Mine::First) && !active(Mine::Second) && !active(Theirs::First));
         let (tell, told) = std::sync::mpsc::channel();
-        let elsewhere = move || drop(tell.send(active(Mine::First)));
+        let elsewhere = move || tell.send(active(Mine::First)).unwrap_or(());
         TaskGroup::new().thread("elsewhere", OnFailure::Log, elsewhere);
         assert_eq!(told.recv(), Ok(false));
         drop(back);

@@ -31,9 +31,9 @@ SMALL = {
 class Cluster:
     """`geminga cluster` in a directory of its own, on free ports that stay the same."""
 
-    def __init__(self, binary, directory, etcd, bookies=3, settings=SMALL):
+    def __init__(self, binary, directory, etcd, bookies=3, settings=SMALL, config=None):
         self.binary, self.dir, self.etcd, self.bookies = binary, directory, etcd, bookies
-        self.settings = settings
+        self.settings, self.config = settings, config
         os.makedirs(directory, exist_ok=True)
 
     def run(self, *args):
@@ -45,7 +45,7 @@ class Cluster:
         """Starts what does not run; answers how long that took."""
         begun = time.monotonic()
         good, said = self.run("up", "--bookies", str(self.bookies), "--etcd", self.etcd, "--pulsar-port", "0",
-                              "--http-port", "0")
+                              "--http-port", "0", *(["--config", self.config] if self.config else []))
         ready = READY.search(said)
         if not good or not ready:
             raise RuntimeError(f"cluster up: {said}\n{self.run('logs', '--lines', '15')[1]}")

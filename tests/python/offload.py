@@ -2,6 +2,7 @@
 """Offloading against a real S3 server: publish, offload, drop bookie copies, read all back with the official client.
 
     offload.py BINARY [--mb 64]
+    offload.py BINARY --etcd ETCD [--mb 64]     the same story, in short, over a cluster of processes with three bookies
 
 The proof that bookies have nothing left: while the S3 server is down nothing is read, and when it is back everything is.
 """
@@ -15,13 +16,14 @@ import time
 
 import pulsar
 
+from cluster import Cluster
 from probe_context import Context
 from s3 import BUCKET, KEYS, S3, check, until
 from server import Server
 
 SIZE = 16 * 1024
 CONFIG = """
-[standalone.offload]
+[%s.offload]
 url = "s3://%s/history"
 endpoint = "http://127.0.0.1:%d"
 deletion_lag_s = 0
@@ -29,7 +31,7 @@ removal_grace_s = 0
 settle_s = 2
 sweep_interval_s = 1
 
-[standalone.broker]
+[%s]
 ledger_size = "12 MiB"
 cache = "1 MiB"
 """
@@ -67,6 +69,36 @@ def read_all(client, topic, count, wait_ms=60_000):
     check(True, f"{count} messages read back, bytes equal, in order ({count * SIZE / seconds / 1e6:.0f} MB/s)")
 
 
+def metric(context, topic, name, **labels):
+    """The value of a topic's line in /metrics; None without one."""
+    wanted = {"topic": topic, "namespace": topic.split("//")[1].rsplit("/", 1)[0], **labels}
+    for line in context.rest("GET", "/metrics", raw=True)[1].splitlines():
+        if line.startswith(name + "{") and all(f'{key}="{value}"' in line for key, value in wanted.items()):
+            return float(line.rsplit(" ", 1)[1])
+    return None
+
+
+def metrics_of_uploads(context, topic, objects):
+    rate = metric(context, topic, "brk_ledgeroffloader_offload_rate")
+    check(rate and rate > 0, f"offload rate: {rate} bytes/s")
+    for name in ("offload_error_total", "write_storage_error_total", "read_offload_error_total"):
+        check(metric(context, topic, "brk_ledgeroffloader_" + name) == 0, f"{name} is 0")
+    count = metric(context, topic, "brk_ledgeroffloader_read_ledger_latency_count")
+    spent = metric(context, topic, "brk_ledgeroffloader_read_ledger_latency_sum")
+    check(count >= objects and spent > 0, f"ledgers were read for it {count:.0f} times in {spent:.0f} us")
+
+
+def metrics_of_reads(context, topic):
+    rate = metric(context, topic, "brk_ledgeroffloader_read_offload_rate")
+    errors = metric(context, topic, "brk_ledgeroffloader_read_offload_error_total")
+    check(rate and rate > 0, f"read rate: {rate} bytes/s")
+    check(errors and errors > 0, f"{errors:.0f} reads failed while the bucket was away")
+    for name in ("index", "data"):
+        count = metric(context, topic, f"brk_ledgeroffloader_read_offload_{name}_latency_count")
+        spent = metric(context, topic, f"brk_ledgeroffloader_read_offload_{name}_latency_sum")
+        check(count > 0 and spent > 0, f"{name} was read {count:.0f} times in {spent:.0f} us")
+
+
 def wait_offloaded(context, topic):
     def status():
         answer = context.rest("GET", context.path(topic) + "/offload")[1]
@@ -91,6 +123,7 @@ def by_hand(context, client, s3, topic, count):
     offloaded = [ledger["offloaded"] for ledger in ledgers(context, topic)]
     check(offloaded == [True] * (len(closed) - 1) + [False], "every closed ledger is offloaded")
     check(len(s3.objects()) == len(closed) - 1, f"{len(closed) - 1} objects in the bucket")
+    metrics_of_uploads(context, topic, len(closed) - 1)
     stats = context.rest("GET", context.path(topic) + "/stats")[1]
     check(stats["offloadedStorageSize"] == sum(l["size"] for l in closed[:-1]), "stats tell the offloaded bytes")
 
@@ -116,6 +149,7 @@ def reads_depend_on_the_bucket(server, s3, topic, count):
         reader = client.create_reader(topic, pulsar.MessageId.earliest)
         for _ in range(middle):
             stamp = reader.read_next(10_000).publish_timestamp()
+        metrics_of_reads(context, topic)
         reader.seek(stamp)
         found = int.from_bytes(reader.read_next(10_000).data()[:8], "big")
         check(found <= middle, f"seek by time finds an offloaded message ({found} of {middle})")
@@ -140,33 +174,81 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("binary")
     arguments.add_argument("--mb", type=int, default=64)
+    arguments.add_argument("--etcd")
     arguments = arguments.parse_args()
     os.environ.update(KEYS)
+    story = over_a_cluster if arguments.etcd else alone
     with tempfile.TemporaryDirectory(prefix="geminga-offload-") as root:
-        s3 = S3(f"{root}/s3").start()
-        config = pathlib.Path(root) / "server.toml"
-        config.write_text(CONFIG % (BUCKET, s3.port))
-        server = Server(arguments.binary, f"{root}/data", str(config)).start()
-        try:
-            context = Context(server.url, server.http)
-            topic, count = context.topic(), arguments.mb * (1 << 20) // SIZE
-            with context.client() as client:
-                by_hand(context, client, s3, topic, count)
-                read_all(client, topic, count)
-            context = reads_depend_on_the_bucket(server, s3, topic, count)
-            with context.client() as client:
-                other = by_threshold(context, client, s3)
-            for gone in (topic, other):
-                check(context.status("DELETE", context.path(gone) + "?force=true") == 204, "topic deleted")
-            until("the bucket is empty", lambda: not s3.objects(), 30)
-            check(True, "deleting the topics has emptied the bucket")
-        except BaseException:
-            print(open(server.log.name).read()[-4000:], file=sys.stderr)
-            raise
-        finally:
-            if server.process and server.process.poll() is None:
-                server.kill()
-            s3.stop()
+        story(arguments, root)
+
+
+def alone(arguments, root):
+    s3 = S3(f"{root}/s3").start()
+    config = pathlib.Path(root) / "server.toml"
+    config.write_text(CONFIG % ("standalone", BUCKET, s3.port, "standalone.broker"))
+    server = Server(arguments.binary, f"{root}/data", str(config)).start()
+    try:
+        context = Context(server.url, server.http)
+        topic, count = context.topic(), arguments.mb * (1 << 20) // SIZE
+        with context.client() as client:
+            by_hand(context, client, s3, topic, count)
+            read_all(client, topic, count)
+        context = reads_depend_on_the_bucket(server, s3, topic, count)
+        with context.client() as client:
+            other = by_threshold(context, client, s3)
+        for gone in (topic, other):
+            check(context.status("DELETE", context.path(gone) + "?force=true") == 204, "topic deleted")
+        until("the bucket is empty", lambda: not s3.objects(), 30)
+        check(True, "deleting the topics has emptied the bucket")
+        removed = context.rest("GET", "/metrics", raw=True)[1]
+        check('delete_offload_ops_total{cluster="standalone",namespace="unknown",topic="unknown",status="succeed"}' in removed,
+              "removals of deleted topics are counted")
+    except BaseException:
+        print(open(server.log.name).read()[-4000:], file=sys.stderr)
+        raise
+    finally:
+        if server.process and server.process.poll() is None:
+            server.kill()
+        s3.stop()
+
+
+def over_a_cluster(arguments, root):
+    """Three bookies, one broker. The broker is killed while bookies have nothing left, and once all of them are down."""
+    s3 = S3(f"{root}/s3").start()
+    config = pathlib.Path(root) / "cluster.toml"
+    config.write_text(CONFIG % ("broker", BUCKET, s3.port, "broker.service"))
+    cluster = Cluster(arguments.binary, f"{root}/cluster", arguments.etcd, settings={}, config=str(config))
+    try:
+        cluster.up()
+        context = Context(cluster.url, cluster.http)
+        topic, count = context.topic(), arguments.mb * (1 << 20) // SIZE
+        with context.client() as client:
+            by_hand(context, client, s3, topic, count)
+            offloaded = sum(l["entries"] for l in ledgers(context, topic) if l["offloaded"])
+        # A broker that is killed leaves an open ledger to its bookies: this one closes it first.
+        check(context.status("PUT", context.path(topic) + "/unload") == 204, "topic unloaded")
+        cluster.kill("broker")
+        cluster.up()
+        with context.client() as client:
+            read_all(client, topic, count)
+            for bookie in range(3):
+                cluster.kill(f"bookie-{bookie}")
+            read_all(client, topic, offloaded)
+            check(True, f"{offloaded} messages are read without any bookie")
+            cluster.up()
+            check(context.status("DELETE", context.path(topic) + "?force=true") == 204, "topic deleted")
+        until("the bucket is empty", lambda: not s3.objects(), 30)
+        check(True, "deleting the topic has emptied the bucket")
+        config.write_text(config.read_text().replace("/history", "/other"))
+        cluster.kill("broker")
+        said = cluster.run("up", "--etcd", arguments.etcd)[1]
+        check("GM-6011" in said and "/history" in said and "/other" in said, "another prefix is refused in a cluster too")
+    except BaseException:
+        print(cluster.log("broker")[-4000:], file=sys.stderr)
+        raise
+    finally:
+        cluster.run("down")
+        s3.stop()
 
 
 if __name__ == "__main__":

@@ -66,8 +66,16 @@ class S3:
             self.process.wait()
             self.process = None
 
-    def objects(self):
+    def files(self):
         return sorted(str(p.relative_to(self.root / "objects")) for p in (self.root / "objects").rglob("*") if p.is_file())
+
+    def objects(self):
+        """Ledgers' objects."""
+        return [name for name in self.files() if not name.endswith("/geminga.id")]
+
+    def identities(self):
+        """What says whose bucket it is."""
+        return [name for name in self.files() if name.endswith("/geminga.id")]
 
 
 def kind(method, path):

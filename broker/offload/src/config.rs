@@ -10,8 +10,8 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The object store: `s3://bucket/prefix` or `file:///directory`. Default empty: nothing is offloaded. All brokers of a cluster
-    /// must name the same store, and it must not change while topics have offloaded ledgers: they are read from it. Credentials of
-    /// S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), a web identity, or the role
+    /// must name the same store; another one than the one in use is refused at the start (`GM-6010`, `GM-6011`), by what lies in it
+    /// and not by its name. Taken away while topics have offloaded ledgers it costs what bookies do not have. Credentials of S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), a web identity, or the role
     /// of the container or machine.
     pub url: String,
     /// Where S3 is, for other servers than Amazon's: `http://host:port` or `https://…`. Default empty: Amazon's for the region.
@@ -79,8 +79,19 @@ impl Default for Config {
 #[error("offload.{key} is {value}, it must lie in {range}")]
 pub struct OutOfRange {
     key: &'static str,
-    value: u64,
+    value: String,
     range: &'static str,
+}
+
+/// A URL without what may be secret in it: who asks, and queries. Names of keys end with a slash or not, which is the same store.
+pub(crate) fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    let plain = |c: &char| !c.is_control();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.chars().filter(plain).collect() };
+    let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    let path = path.map_or(String::new(), |path| format!("/{path}"));
+    format!("{scheme}://{host}{path}").chars().filter(plain).collect()
 }
 
 impl Config {
@@ -90,6 +101,13 @@ impl Config {
         !self.url.is_empty()
     }
 
+    /// What the store is called, without secrets: a URL, and where S3 is if that is said.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let (url, endpoint) = (shown(&self.url), shown(&self.endpoint));
+        if endpoint.is_empty() { url } else { format!("{url} at {endpoint}") }
+    }
+
     /// Checks every range.
     ///
     /// # Errors
@@ -97,9 +115,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), OutOfRange> {
         let year = 365 * 24 * 3600;
         let rows = [
-            ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4 KiB to 16 MiB"),
-            ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5 MiB to 512 MiB"),
-            ("cache", self.cache.0, 16 << 20, u64::MAX, "16 MiB and above"),
+            ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4KiB to 16MiB"),
+            ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5MiB to 512MiB"),
+            ("cache", self.cache.0, 16 << 20, u64::MAX, "16MiB and above"),
             ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
             ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
             ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
@@ -108,7 +126,11 @@ impl Config {
             ("sweep_interval_s", self.sweep_interval_s, 1, 86_400, "1 to 86400"),
         ];
         match rows.into_iter().find(|(_, value, low, high, _)| !(low..=high).contains(&value)) {
-            Some((key, value, _, _, range)) => Err(OutOfRange { key, value, range }),
+            Some((key, value, _, _, range)) => {
+                let is_size = range.contains("iB");
+                let value = if is_size { ByteSize(value).to_string() } else { value.to_string() };
+                Err(OutOfRange { key, value, range })
+            }
             None => Ok(()),
         }
     }
@@ -123,5 +145,37 @@ impl Config {
     #[must_use]
     pub fn sweep_interval(&self) -> Duration {
         Duration::from_secs(self.sweep_interval_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_told_with_its_key_and_range_as_it_is_written() {
+        let refused = |config: Config| config.validate().unwrap_err().to_string();
+        let size = Config { part_size: "1 TiB".parse().unwrap(), ..Config::default() };
+        assert_eq!(refused(size), "offload.part_size is 1TiB, it must lie in 5MiB to 512MiB");
+        let lag = Config { deletion_lag_s: u64::MAX, ..Config::default() };
+        assert_eq!(
+            refused(lag),
+            "offload.deletion_lag_s is 18446744073709551615, it must lie in 0 to 31536000"
+        );
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_store_is_named_without_secrets() {
+        let place = |url: &str, endpoint: &str| {
+            Config { url: url.into(), endpoint: endpoint.into(), ..Config::default() }.place()
+        };
+        assert_eq!(place("s3://bucket/a/b/", ""), "s3://bucket/a/b");
+        assert_eq!(
+            place("s3://id:secret@bucket/a?token=t", "http://u:p@h:1/"),
+            "s3://bucket/a at http://h:1"
+        );
+        assert_eq!(place("file:///var/x", ""), "file:///var/x");
+        assert_eq!(place("nonsense", ""), "nonsense");
     }
 }

@@ -30,6 +30,12 @@ pub fn object(cluster: &str, begun_ms: u64, topic: TopicId, ledger: LedgerId, at
     format!("{}/{year:04}{month:02}/{hash:02x}/{topic}/{ledger}-{attempt}", below(cluster))
 }
 
+/// The object that says whose store it is.
+#[must_use]
+pub fn identity(cluster: &str) -> String {
+    format!("{}/geminga.id", below(cluster))
+}
+
 /// What all keys of a cluster begin with, without the slash.
 #[must_use]
 pub fn below(cluster: &str) -> String {

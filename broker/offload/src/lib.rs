@@ -8,10 +8,12 @@
 //! | [`state`] | where a closed ledger is, and what may happen to it; pure |
 //! | [`stored`] | that state in a topic record, and records of garbage |
 //! | [`key`] | names of objects |
+//! | [`identity`] | whose store it is, and that no other is used |
 //! | [`blob`] | the seam for stores: real and simulated |
 //! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`verify`] | reading an object back whole |
+//! | [`meters`] | what it has done and cost, for each topic |
 //! | [`sweep`] | removing what metadata lists as garbage |
 //! | [`tier`] | all of it, as one broker uses it |
 //! | [`config`] | settings |
@@ -20,7 +22,9 @@
 pub mod blob;
 pub mod config;
 pub mod format;
+pub mod identity;
 pub mod key;
+pub mod meters;
 pub mod mutant;
 pub mod offloader;
 mod parts;
@@ -35,4 +39,4 @@ pub mod verify;
 pub mod writer;
 
 pub use config::Config;
-pub use tier::Tier;
+pub use tier::{OpenError, Tier};

@@ -7,14 +7,16 @@ use crate::blob::{self, BlobError, Blobs, Part};
 use crate::config::Config;
 use crate::format::attributes::Attributes;
 use crate::key::{self, AttemptId};
+use crate::meters::Meters;
 use crate::mutant::{Mutant, active};
 use crate::parts::Parts;
 use crate::state::{Attempt, Change, ObjectRef, Refused};
 use crate::verify::{self, ObjectError};
 use crate::writer::{Closed, ObjectWriter, Shape, Sourced, WriteError};
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use geminga_common::clock::{Clock, Mono};
-use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::ids::{EntryId, LedgerId, TopicId};
 use geminga_common::rng::Rng;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -94,14 +96,21 @@ pub struct Offloader {
     rng: Mutex<Rng>,
     config: Config,
     permits: Semaphore,
+    meters: Meters,
 }
 
 impl Offloader {
     /// An offloader.
     #[must_use]
-    pub fn new(blobs: Arc<dyn Blobs>, clock: Arc<dyn Clock>, rng: Rng, config: Config) -> Self {
+    pub fn new(
+        blobs: Arc<dyn Blobs>,
+        clock: Arc<dyn Clock>,
+        rng: Rng,
+        config: Config,
+        meters: Meters,
+    ) -> Self {
         let permits = Semaphore::new(config.uploads_max);
-        Self { blobs, clock, rng: Mutex::new(rng), config, permits }
+        Self { blobs, clock, rng: Mutex::new(rng), config, permits, meters }
     }
 
     /// Offloads one ledger; waits for its turn.
@@ -109,6 +118,25 @@ impl Offloader {
     /// # Errors
     /// See [`OffloadError`].
     pub async fn offload(
+        &self,
+        job: Job,
+        source: &dyn Source,
+        record: &dyn TopicRecord,
+    ) -> Result<ObjectRef, OffloadError> {
+        let topic = job.attributes.topic_id;
+        let source = Measured { source, meters: &self.meters, topic };
+        let offloaded = self.attempt(job, &source, record).await;
+        match &offloaded {
+            Ok(object) => self.meters.uploaded(topic, object.shape.size),
+            Err(error) => {
+                let by_store = matches!(error, OffloadError::Object(_) | OffloadError::TooLate);
+                self.meters.not_offloaded(topic, by_store);
+            }
+        }
+        offloaded
+    }
+
+    async fn attempt(
         &self,
         mut job: Job,
         source: &dyn Source,
@@ -130,6 +158,8 @@ impl Offloader {
         if active(Mutant::BeginUnnamed) && self.in_parts(&job) {
             self.blobs.begin(&key, ends.wall_ms).await?;
         }
+        // Nothing is recorded about a store that may be another's.
+        self.blobs.ready().await?;
         // The record names the key before anything is sent there.
         record.change(ledger, Change::Prepare(attempt)).await?;
         let shape = match self.upload(&job, &key, source, ends).await {
@@ -233,6 +263,25 @@ impl Offloader {
         }
         self.on_time(ends)?;
         Ok(self.blobs.complete(key, &upload, parts).await)
+    }
+}
+
+/// A ledger whose reads are timed.
+struct Measured<'a> {
+    source: &'a dyn Source,
+    meters: &'a Meters,
+    topic: TopicId,
+}
+
+impl Source for Measured<'_> {
+    fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
+        async move {
+            let begun = self.meters.now();
+            let read = self.source.read(first, bytes_max).await;
+            self.meters.ledger_read(self.topic, begun);
+            read
+        }
+        .boxed()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::blob::{BlobError, Blobs, discard};
 use crate::key;
+use crate::meters::Meters;
 use crate::mutant::{Mutant, active};
 use crate::state::Garbage;
 use geminga_common::metadata::keys::Keys;
@@ -31,10 +32,13 @@ pub async fn sweep(
     keys: &Keys,
     blobs: &dyn Blobs,
     cluster: &str,
+    meters: &Meters,
     now_ms: u64,
 ) -> Result<Swept, MetaError> {
     let prefix = keys.object_garbage_prefix();
     let (mut swept, mut after) = (Swept::default(), None::<String>);
+    // Asked once, and only when something is due.
+    let mut usable = None;
     if active(Mutant::RemoveUnlisted) {
         remove_unlisted(meta, keys, blobs, cluster).await?;
     }
@@ -45,12 +49,12 @@ pub async fn sweep(
         for stored in &page {
             match Garbage::decode(&stored.value) {
                 Ok((garbage, ..)) if garbage.not_before_ms > now_ms => swept.waiting += 1,
+                Ok(_) if !usable_once(&mut usable, blobs).await => swept.failed += 1,
                 Ok((garbage, topic, ledger)) => {
                     let object = key::object(cluster, garbage.begun_ms, topic, ledger, garbage.attempt);
-                    match remove(meta, blobs, &stored.key, &object).await {
-                        true => swept.removed += 1,
-                        false => swept.failed += 1,
-                    }
+                    let done = remove(meta, blobs, &stored.key, &object).await;
+                    meters.removal(topic, done);
+                    if done { swept.removed += 1 } else { swept.failed += 1 }
                 }
                 Err(error) => {
                     tracing::error!(key = %stored.key, %error, "a removal cannot be read and is kept");
@@ -61,11 +65,27 @@ pub async fn sweep(
     }
 }
 
+/// Whether this is the store that the garbage lies in: in another one it would be missed, and its records struck off.
+async fn usable_once(known: &mut Option<bool>, blobs: &dyn Blobs) -> bool {
+    match known {
+        Some(usable) => *usable,
+        None => *known.insert(match blobs.ready().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "nothing is removed from the object store now");
+                false
+            }
+        }),
+    }
+}
+
 /// First the object, then the record of it: what is interrupted is done again.
 async fn remove(meta: &dyn MetadataStore, blobs: &dyn Blobs, record: &str, object: &str) -> bool {
     if let Err(error) = discard(blobs, object).await {
         match error {
-            BlobError::Refused { .. } => tracing::warn!(%error, "an object cannot be removed; tried again"),
+            BlobError::Refused { .. } | BlobError::Wrong(_) => {
+                tracing::warn!(%error, "an object cannot be removed; tried again")
+            }
             _ => tracing::debug!(%error, "an object is not removed yet; tried again"),
         }
         return false;

@@ -1,6 +1,6 @@
 //! Stories over the simulated store.
 
-mod world;
+pub(crate) mod world;
 
 use crate::blob::sim::{FAULTS, Fault};
 use world::World;

@@ -1,17 +1,45 @@
 //! Everything a broker needs of the object store, in one place.
 
-use crate::blob::Blobs;
 use crate::blob::store::{self, SetUpError};
+use crate::blob::{BlobError, Blobs};
 use crate::config::Config;
+use crate::identity::Refusal;
+use crate::identity::guard::{Guarded, Place};
+use crate::meters::Meters;
 use crate::offloader::Offloader;
 use crate::reader::Reader;
 use crate::sweep::{Swept, sweep};
 use geminga_common::clock::Clock;
+use geminga_common::error::{Code, Coded};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{MetaError, MetadataStore};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest that a start waits for the object store.
+pub const CHECK_MAX: Duration = Duration::from_secs(3);
+
+/// Why there is no tier although one is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration.
+    #[error(transparent)]
+    SetUp(#[from] SetUpError),
+    /// It is not the cluster's store.
+    #[error(transparent)]
+    Wrong(Refusal),
+}
+
+impl Coded for OpenError {
+    fn code(&self) -> Code {
+        match self {
+            OpenError::SetUp(_) => Code::CONFIG_INVALID,
+            OpenError::Wrong(refusal) => refusal.code(),
+        }
+    }
+}
 
 /// The object store of a cluster, as one broker uses it.
 pub struct Tier {
@@ -19,6 +47,8 @@ pub struct Tier {
     pub offloader: Offloader,
     /// Reads them back.
     pub reader: Reader,
+    /// What both have done and cost.
+    pub meters: Meters,
     /// Settings.
     pub config: Config,
     /// Name of the cluster: part of every key.
@@ -28,21 +58,37 @@ pub struct Tier {
 }
 
 impl Tier {
-    /// The tier of a configuration; `None` while it is off. Whether the store answers is not tried.
+    /// The tier of a configuration; `None` while it is off. The store is held against the metadata, for [`CHECK_MAX`] at most: one
+    /// that does not answer, or refuses its credentials, is looked at again before it is used, and is no reason not to start.
     ///
     /// # Errors
-    /// The URL or the settings cannot be used.
-    pub fn open(
+    /// The URL or the settings cannot be used, or it is not the cluster's store.
+    pub async fn open(
         config: &Config,
         cluster: &str,
         clock: Arc<dyn Clock>,
+        meta: Arc<dyn MetadataStore>,
         tasks: &TaskGroup,
-    ) -> Result<Option<Arc<Self>>, SetUpError> {
+    ) -> Result<Option<Arc<Self>>, OpenError> {
         if !config.enabled() {
             return Ok(None);
         }
         let store = store::open(config, clock.clone())?;
-        Ok(Some(Self::over(store, config.clone(), cluster, clock, Rng::from_system(), tasks)))
+        let place = Place { cluster: cluster.to_owned(), here: config.place() };
+        let guarded = Guarded::new(store, meta, clock.clone(), Rng::from_system(), place);
+        let late = BlobError::Failed { key: config.place(), reason: "it takes long to answer".to_owned() };
+        match tokio::time::timeout(CHECK_MAX, guarded.check()).await.unwrap_or(Err(late)) {
+            Ok(_) => {}
+            Err(BlobError::Wrong(refusal)) => return Err(OpenError::Wrong(*refusal)),
+            Err(error) => tracing::warn!(
+                code = %error.code(),
+                store = config.place(),
+                %error,
+                "whether the object store is this cluster's cannot be checked now; it is before it is used"
+            ),
+        }
+        let rng = Rng::from_system();
+        Ok(Some(Self::over(Arc::new(guarded), config.clone(), cluster, clock, rng, tasks)))
     }
 
     /// A tier over a given store.
@@ -55,10 +101,11 @@ impl Tier {
         rng: Rng,
         tasks: &TaskGroup,
     ) -> Arc<Self> {
-        let cache = config.cache.0 as usize;
+        let (cache, meters) = (config.cache.0 as usize, Meters::new(clock.clone()));
         Arc::new(Self {
-            offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone()),
-            reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone()),
+            offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone(), meters.clone()),
+            reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone(), meters.clone()),
+            meters,
             config,
             cluster: cluster.to_owned(),
             blobs,
@@ -77,6 +124,6 @@ impl Tier {
     /// # Errors
     /// What is due cannot be listed.
     pub async fn sweep(&self, meta: &dyn MetadataStore, keys: &Keys) -> Result<Swept, MetaError> {
-        sweep(meta, keys, &*self.blobs, &self.cluster, self.clock.wall_ms()).await
+        sweep(meta, keys, &*self.blobs, &self.cluster, &self.meters, self.clock.wall_ms()).await
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
         last_offload_ledger_id: topic.offload.last_ledger.map_or(0, |ledger| ledger.0),
         last_offload_success_time_stamp: topic.offload.last_success_ms,
         last_offload_failure_time_stamp: topic.offload.last_failure_ms,
+        offload: topic.ledger.offload,
         backlog_size,
         backlog_quota_limit_size: limit(life.size_limit),
         backlog_quota_limit_time: limit(life.age_limit_ms.map(|ms| ms / 1000)),

@@ -296,6 +296,10 @@ impl BrokerApi for Admin {
         async move { self.ask(topic, None, Request::Trim).await }.boxed()
     }
 
+    fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
+        self.0.tier.as_ref().map(|tier| tier.meters.of_others())
+    }
+
     fn offload_driver(&self) -> Option<&'static str> {
         self.0.tier.as_ref().map(|tier| tier.driver())
     }

@@ -1,34 +1,60 @@
 //! Searches: the first entry at or after a time, the entry that holds an index. Both rise along the topic, so a binary search
-//! over ledgers (by what the record says of their first entries) and then within one (by reading single entries) finds them.
+//! over ledgers (by what the record says of their first entries) and then within one (by reading single entries) finds them. Of a
+//! ledger that lies in an object store alone its index names the block first: two requests, however large it is.
 
 use super::source::LedgerSource;
 use super::*;
 use geminga_common::ids::EntryId;
 use geminga_common::tasks::OnFailure;
+use geminga_offload::format::footer::Footer;
+
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Goal {
+    /// The first entry at or after a time, ms since 1970.
+    Time(u64),
+    /// The entry that holds a message index, or the first above it.
+    Index(u64),
+}
+
+impl Goal {
+    fn is_reached(self, header: &Header) -> bool {
+        match self {
+            Goal::Time(ms) => header.timestamp_ms >= ms,
+            Goal::Index(index) => header.first_index.0 + u64::from(header.messages) > index,
+        }
+    }
+
+    /// Where it lies: within the last block that begins before it, or at the beginning of the next.
+    fn block(self, index: &Footer) -> (u64, u64) {
+        let behind = index.rows.partition_point(|row| match self {
+            Goal::Time(ms) => row.first_publish_ms < ms,
+            Goal::Index(index) => row.first_index.0 <= index,
+        });
+        let low = behind.checked_sub(1).map_or(0, |nth| index.rows[nth].first.0);
+        (low, index.rows.get(behind).map_or(index.entries, |row| row.first.0))
+    }
+}
 
 impl ManagedLedger {
     /// The first entry that the broker took at or after this time (ms since 1970). Answered by [`Output::Found`].
     pub fn find_by_time(&mut self, time_ms: u64) -> Token {
         let spans = self.state.search_span(|first_ms, _| first_ms < time_ms);
-        self.find(spans, move |header| header.timestamp_ms >= time_ms)
+        self.find(spans, Goal::Time(time_ms))
     }
 
     /// The entry that holds the message of this index, or the first above it. Answered by [`Output::Found`].
     pub fn find_by_index(&mut self, index: u64) -> Token {
         let spans = self.state.search_span(|_, first| first.0 <= index);
-        self.find(spans, move |header| header.first_index.0 + u64::from(header.messages) > index)
+        self.find(spans, Goal::Index(index))
     }
 
-    fn find(
-        &mut self,
-        spans: Vec<(LedgerId, u64)>,
-        hit: impl Fn(&Header) -> bool + Send + Sync + 'static,
-    ) -> Token {
+    fn find(&mut self, spans: Vec<(LedgerId, u64)>, goal: Goal) -> Token {
         let token = self.token();
         let spans: Vec<_> = spans.into_iter().map(|(id, n)| (id, n, self.source(id))).collect();
         let events = self.events.clone();
         self.deps.tasks.spawn("topic search", OnFailure::StopProcess, async move {
-            let result = search(spans, hit).await;
+            let result = search(spans, goal).await;
             events(Event(EventKind::Found(token, result)));
         });
         token
@@ -37,14 +63,17 @@ impl ManagedLedger {
 
 async fn search(
     spans: Vec<(LedgerId, u64, LedgerSource)>,
-    hit: impl Fn(&Header) -> bool,
+    goal: Goal,
 ) -> Result<Option<Position>, ReadError> {
     for (id, entries, source) in spans {
-        let (mut low, mut high) = (0, entries);
+        let (mut low, mut high) = match source.index_alone().await? {
+            Some(index) => goal.block(&index),
+            None => (0, entries),
+        };
         while low < high {
             let middle = low + (high - low) / 2;
             let found = source.read_one(EntryId(middle)).await?;
-            if hit(&found.entry.header) {
+            if goal.is_reached(&found.entry.header) {
                 high = middle;
             } else {
                 low = middle + 1;

@@ -59,6 +59,7 @@ use geminga_common::names::TopicName;
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use geminga_offload::Tier;
+use geminga_offload::meters::Meter;
 use state::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -367,6 +368,8 @@ pub struct ManagedLedger {
     repair_roll: crate::repair_roll::RepairRoll,
     counters: stats::Counters,
     offloads: offload::Offloads,
+    /// Keeps the topic's numbers of offloading while it is loaded.
+    meter: Option<Arc<Meter>>,
 }
 
 impl std::fmt::Debug for ManagedLedger {
@@ -392,6 +395,7 @@ impl ManagedLedger {
     ) -> Result<Self, OpenError> {
         let opened = open::open(&deps, &topic, create).await?;
         let cache = cache::TopicCache::new(&deps.cache, deps.config.chunk_bytes);
+        let meter = deps.tier.as_ref().map(|tier| tier.meters.of(opened.state.topic_id));
         Ok(Self {
             topic,
             events,
@@ -410,6 +414,7 @@ impl ManagedLedger {
             repair_roll: Default::default(),
             counters: stats::Counters::default(),
             offloads: offload::Offloads::default(),
+            meter,
             deps,
         })
     }

@@ -8,6 +8,7 @@ use geminga_bookie_client::entry;
 use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
 use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::EntryId;
+use geminga_offload::format::footer::Footer;
 use geminga_offload::reader::{Reader, Target};
 
 /// A ledger of the chain, as it can be read.
@@ -74,6 +75,16 @@ impl LedgerSource {
             Ok(entries) => self.checked(first, last, self.opened(entries)),
             Err(error) => Err(ReadError::ObjectStore(at, error.to_string())),
         }
+    }
+
+    /// The ledger's index, where only the object store has the ledger.
+    pub(super) async fn index_alone(&self) -> Result<Option<Arc<Footer>>, ReadError> {
+        let Some((reader, target)) = self.object.as_ref().filter(|_| self.view.is_none()) else {
+            return Ok(None);
+        };
+        let at = Position::new(self.ledger, EntryId(0));
+        let index = reader.footer(target).await;
+        index.map(Some).map_err(|error| ReadError::ObjectStore(at, error.to_string()))
     }
 
     /// One entry.

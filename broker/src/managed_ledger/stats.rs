@@ -3,6 +3,7 @@
 use super::{Life, ManagedLedger};
 use geminga_bookie_client::ledgers::Copies;
 use geminga_common::ids::{LedgerId, Position};
+use geminga_offload::meters::Figures;
 
 /// What is counted along the way.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub struct LedgerStats {
 }
 
 /// A managed ledger at one moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Stats {
     /// Entries made durable since it was opened.
     pub entries_added: u64,
@@ -55,6 +56,8 @@ pub struct Stats {
     pub last_confirmed: Option<Position>,
     /// `LedgerOpened`, `NoLedger`, `Terminated`, `Closing` or `Closed`.
     pub state: &'static str,
+    /// What offloading has done and cost here; `None` without an object store.
+    pub offload: Option<Figures>,
     /// Ledgers, oldest first.
     pub ledgers: Vec<LedgerStats>,
 }
@@ -99,6 +102,7 @@ impl ManagedLedger {
             pending_appends: self.pending_entries(),
             last_confirmed: self.state.last,
             state,
+            offload: self.deps.tier.as_ref().zip(self.meter.as_ref()).map(|(t, m)| t.meters.figures(m)),
             ledgers: closed.chain(open).collect(),
         }
     }

@@ -5,10 +5,13 @@
 //! the time it is looked for; what still does not fit is looked at once more before it is told.
 
 use crate::managed_ledger::record::{self, RecordError};
+use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{LedgerId, TopicId};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{MetaError, MetadataStore, list_all};
 use geminga_offload::blob::{BlobError, Blobs, Listed, UploadId};
+use geminga_offload::format::FormatError;
+use geminga_offload::identity::{Recorded, Refusal, Step, TagError, decide, look};
 use geminga_offload::key;
 use geminga_offload::state::{Garbage, Offload};
 use geminga_offload::verify::{self, ObjectError};
@@ -23,11 +26,46 @@ const PAGE: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 pub enum FsckError {
     /// The metadata cannot be read.
-    #[error("GM-5001: the metadata cannot be read: {0}")]
+    #[error(
+        "the metadata cannot be read: {0}; is the metadata store running, and may this machine reach it?"
+    )]
     Meta(#[from] MetaError),
-    /// The store cannot be listed.
-    #[error("the object store cannot be listed: {0}")]
+    /// It is another store.
+    #[error(transparent)]
+    Wrong(Refusal),
+    /// The store does not answer, or refuses.
+    #[error("{_0}{}", next_step(.0))]
     Blob(#[from] BlobError),
+    /// What the metadata says of the store.
+    #[error(
+        "the record {0} of the object store's identity cannot be read: {1}; use a build as new as the brokers'"
+    )]
+    Identity(String, TagError),
+}
+
+impl Coded for FsckError {
+    fn code(&self) -> Code {
+        match self {
+            FsckError::Meta(error) => error.code(),
+            FsckError::Wrong(refusal) => refusal.code(),
+            FsckError::Blob(error) => error.code(),
+            FsckError::Identity(..) => Code::RECORD_UNREADABLE,
+        }
+    }
+}
+
+fn next_step(error: &BlobError) -> &'static str {
+    match error {
+        BlobError::Refused { .. } => {
+            "; look at offload.url (the bucket), the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity or a \
+             role) and whether they may list and read"
+        }
+        BlobError::Failed { .. } => {
+            "; look at offload.url and offload.endpoint, the network, and whether the store runs"
+        }
+        // It says so itself.
+        BlobError::Wrong(_) | BlobError::Absent(_) => "",
+    }
 }
 
 /// Something that should not be.
@@ -63,6 +101,16 @@ pub enum Finding {
         /// Topic and ledger.
         owner: Owner,
     },
+    /// An object was written by a newer build.
+    #[error("too new: {key} of {owner}: {what}; check it with a build as new as the brokers'")]
+    TooNew {
+        /// The object.
+        key: String,
+        /// Topic and ledger.
+        owner: Owner,
+        /// Which version.
+        what: String,
+    },
     /// An object that no metadata names.
     #[error(
         "unknown: {key}, {size} bytes, is named by no metadata of this cluster; it is never removed by itself"
@@ -91,6 +139,28 @@ pub enum Finding {
         /// What is wrong.
         why: String,
     },
+}
+
+impl Coded for Finding {
+    fn code(&self) -> Code {
+        match self {
+            Finding::Missing { .. } => Code::OBJECT_MISSING,
+            Finding::Damaged { .. } => Code::OBJECT_DAMAGED,
+            Finding::Condemned { .. } => Code::OBJECT_CONDEMNED,
+            Finding::TooNew { .. } => Code::FORMAT_TOO_NEW,
+            Finding::Unknown { .. } => Code::OBJECT_UNKNOWN,
+            Finding::UnknownUpload { .. } => Code::UPLOAD_UNKNOWN,
+            Finding::Unreadable { .. } => Code::RECORD_UNREADABLE,
+        }
+    }
+}
+
+impl Finding {
+    /// Whether messages are at stake; else it is only space.
+    #[must_use]
+    pub fn is_grave(&self) -> bool {
+        !matches!(self, Finding::Unknown { .. } | Finding::UnknownUpload { .. })
+    }
 }
 
 fn left(on_bookies: &bool) -> &'static str {
@@ -130,7 +200,7 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
-            writeln!(f, "! {finding}")?;
+            writeln!(f, "! {} {finding}", finding.code())?;
         }
         let Report { referenced, bytes, under_way, to_be_removed, findings } = self;
         write!(
@@ -151,16 +221,18 @@ enum Named {
 
 type Names = BTreeMap<String, Named>;
 
-/// Holds the bucket against the metadata; `whole` also reads every referenced object back and checks every byte.
+/// Holds the bucket (called `place`) against the metadata; `whole` also reads every referenced object back and checks every byte.
 ///
 /// # Errors
 /// See [`FsckError`].
 pub async fn fsck(
     meta: &dyn MetadataStore,
     cluster: &str,
+    place: &str,
     blobs: &dyn Blobs,
     whole: bool,
 ) -> Result<Report, FsckError> {
+    identity(meta, cluster, place, blobs).await?;
     let (objects, uploads) = bucket(blobs, cluster).await?;
     let mut report = Report::default();
     let names = named(meta, cluster, &mut report).await?;
@@ -179,6 +251,13 @@ pub async fn fsck(
                         owner: owner.clone(),
                         on_bookies: *on_bookies,
                     }),
+                    Looked::TooNew(what) => {
+                        report.findings.push(Finding::TooNew {
+                            key: key.clone(),
+                            owner: owner.clone(),
+                            what,
+                        });
+                    }
                     Looked::Damaged(what) => {
                         report.findings.push(Finding::Damaged {
                             key: key.clone(),
@@ -194,6 +273,22 @@ pub async fn fsck(
     Ok(report)
 }
 
+/// Refuses to look at another bucket than the cluster's: all of it would be missing. One that is nobody's is looked at.
+async fn identity(
+    meta: &dyn MetadataStore,
+    cluster: &str,
+    place: &str,
+    blobs: &dyn Blobs,
+) -> Result<(), FsckError> {
+    let key = Keys::new(cluster).object_store();
+    let recorded = meta.get(&key).await?.map(|record| Recorded::decode(&record.value)).transpose();
+    let recorded = recorded.map_err(|why| FsckError::Identity(key, why))?;
+    match decide(cluster, place, recorded.as_ref(), &look(blobs, cluster).await?) {
+        Step::Refuse(refusal) => Err(FsckError::Wrong(refusal)),
+        Step::Good | Step::Intend | Step::Write(_) | Step::Confirm => Ok(()),
+    }
+}
+
 type Bucket = (BTreeMap<String, u64>, Vec<(String, UploadId)>);
 
 /// All that lies below the cluster's prefix.
@@ -203,7 +298,10 @@ async fn bucket(blobs: &dyn Blobs, cluster: &str) -> Result<Bucket, BlobError> {
     let (mut objects, mut after) = (BTreeMap::new(), None::<String>);
     loop {
         let page = blobs.list(&below, after.as_deref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok((objects, uploads)) };
+        let Some(last) = page.last() else {
+            objects.remove(&key::identity(cluster));
+            return Ok((objects, uploads));
+        };
         after = Some(last.key.clone());
         objects.extend(page.into_iter().map(|Listed { key, size }| (key, size)));
     }
@@ -267,6 +365,7 @@ fn of_topic(cluster: &str, topic: &str, bytes: &[u8], names: &mut Names) -> Resu
 enum Looked {
     Good,
     Absent,
+    TooNew(String),
     Damaged(String),
 }
 
@@ -299,6 +398,9 @@ async fn object(
         Ok(()) => Ok(Looked::Good),
         Err(ObjectError::Blob(BlobError::Absent(_))) => Ok(Looked::Absent),
         Err(ObjectError::Blob(error)) => Err(error),
+        Err(ObjectError::Format { error: error @ FormatError::Version(_), .. }) => {
+            Ok(Looked::TooNew(error.to_string()))
+        }
         Err(error) => Ok(Looked::Damaged(error.to_string())),
     }
 }

@@ -196,6 +196,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn placement(&self) -> Option<Option<Degraded>> {
         None
     }
+    /// What offloading has done for topics that are not loaded here: objects of topics that were deleted.
+    fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
+        None
+    }
     /// Creates a topic. [`ApiError::Exists`] when it is there.
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes a topic and its ledgers. Without `force`, [`ApiError::Busy`] while clients are connected.

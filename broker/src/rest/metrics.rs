@@ -5,6 +5,7 @@ use super::Rest;
 use super::stats::{SubscriptionStats, TopicStats};
 use geminga_bookie_client::placement::Degraded;
 use geminga_common::names::TopicName;
+use geminga_offload::meters::Figures;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -17,8 +18,13 @@ struct Families(BTreeMap<&'static str, (&'static str, String)>);
 
 impl Families {
     fn add(&mut self, name: &'static str, kind: &'static str, labels: &str, value: f64) {
-        let (_, lines) = self.0.entry(name).or_insert_with(|| (kind, String::new()));
-        let _ = writeln!(lines, "{name}{{{labels}}} {value:?}");
+        self.add_as(name, kind, "", labels, value);
+    }
+
+    /// A line whose name is the family's and something behind it.
+    fn add_as(&mut self, family: &'static str, kind: &'static str, behind: &str, labels: &str, value: f64) {
+        let (_, lines) = self.0.entry(family).or_insert_with(|| (kind, String::new()));
+        let _ = writeln!(lines, "{family}{behind}{{{labels}}} {value:?}");
     }
 
     fn render(self) -> String {
@@ -51,6 +57,37 @@ fn placement_lines(families: &mut Families, cluster: &str, degraded: Option<Degr
     families.add("geminga_placement_zones_missing", "gauge", cluster, short(|d| d.zones));
 }
 
+/// Offloading of one topic, as Pulsar tells it: nothing of topics that nothing was done for, counters with `_total` behind the
+/// family's name, latencies in microseconds.
+fn offload_lines(families: &mut Families, labels: &str, figures: &Figures) {
+    if *figures == Figures::default() {
+        return;
+    }
+    let counters = [
+        ("brk_ledgeroffloader_offload_error", figures.offload_errors),
+        ("brk_ledgeroffloader_write_storage_error", figures.write_errors),
+        ("brk_ledgeroffloader_read_offload_error", figures.read_errors),
+    ];
+    for (name, value) in counters {
+        families.add_as(name, "counter", "_total", labels, value as f64);
+    }
+    families.add("brk_ledgeroffloader_offload_rate", "gauge", labels, figures.offload_rate);
+    families.add("brk_ledgeroffloader_read_offload_rate", "gauge", labels, figures.read_rate);
+    let latencies = [
+        ("brk_ledgeroffloader_read_offload_index_latency", figures.index),
+        ("brk_ledgeroffloader_read_offload_data_latency", figures.data),
+        ("brk_ledgeroffloader_read_ledger_latency", figures.ledger),
+    ];
+    for (name, latency) in latencies {
+        families.add_as(name, "summary", "_count", labels, latency.count as f64);
+        families.add_as(name, "summary", "_sum", labels, latency.micros as f64);
+    }
+    for (status, count) in [("succeed", figures.removed), ("failed", figures.removals_failed)] {
+        let labels = format!("{labels},status=\"{status}\"");
+        families.add_as("brk_ledgeroffloader_delete_offload_ops", "counter", "_total", &labels, count as f64);
+    }
+}
+
 /// The text for a snapshot.
 pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
     let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
@@ -65,6 +102,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
             let labels = format!("{labels},subscription=\"{}\"", escape(name));
             subscription_lines(&mut families, &labels, subscription);
         }
+        if let Some(figures) = &stats.offload {
+            offload_lines(&mut families, &labels, figures);
+        }
     }
     for (namespace, count) in per_namespace {
         families.add(
@@ -77,6 +117,10 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     let version = format!("{cluster},version=\"{}\"", escape(&rest.version));
     families.add("pulsar_version_info", "gauge", &version, 1.0);
     process_lines(&mut families, &cluster);
+    if let Some(figures) = rest.broker.offload_of_others() {
+        let labels = format!("{cluster},namespace=\"unknown\",topic=\"unknown\"");
+        offload_lines(&mut families, &labels, &figures);
+    }
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);
     }

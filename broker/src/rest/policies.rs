@@ -18,6 +18,10 @@ enum Check {
     Any,
     /// A number not below 0; the name as Pulsar's message spells it.
     NotNegative(&'static str),
+    /// A number, -1 (off) or above. Pulsar takes everything below 0 for off.
+    OffOrMore(&'static str),
+    /// Fields that are each a threshold or a time.
+    Offload,
     Ttl,
     Retention,
     Persistence,
@@ -94,8 +98,14 @@ const NAMESPACE: &[Row] = &[
         put: true,
         ..row("compactionThreshold", "compaction_threshold", Check::NotNegative("compactionThreshold"))
     },
-    fixed("offloadThreshold", "offload_threshold", true),
-    fixed("offloadThresholdInSeconds", "offload_threshold_in_seconds", true),
+    Row {
+        check: Check::OffOrMore("offloadThreshold"),
+        ..fixed("offloadThreshold", "offload_threshold", true)
+    },
+    Row {
+        check: Check::OffOrMore("offloadThresholdInSeconds"),
+        ..fixed("offloadThresholdInSeconds", "offload_threshold_in_seconds", true)
+    },
     fixed("schemaCompatibilityStrategy", "schema_compatibility_strategy", true),
     fixed("schemaValidationEnforced", "schema_validation_enforced", false),
     fixed("isAllowAutoUpdateSchema", "is_allow_auto_update_schema", false),
@@ -106,7 +116,7 @@ const NAMESPACE: &[Row] = &[
     row("resourcegroup", "resource_group_name", Check::Any),
     row("dispatcherPauseOnAckStatePersistent", "dispatcherPauseOnAckStatePersistentEnabled", Check::Any),
     fixed("allowedClusters", "allowed_clusters", false),
-    row("offloadPolicies", "offload_policies", Check::Any),
+    row("offloadPolicies", "offload_policies", Check::Offload),
     row("entryFilters", "entryFilters", Check::Any),
     Row {
         put: true,
@@ -150,7 +160,7 @@ const TOPIC: &[Row] = &[
     row("deduplicationSnapshotInterval", "", Check::Any),
     row("replicatorDispatchRate", "", Check::Any),
     row("replication", "", Check::Any),
-    row("offloadPolicies", "offload", Check::Any),
+    row("offloadPolicies", "offload", Check::Offload),
     row("subscriptionExpirationTime", "", Check::Any),
     row("entryFilters", "", Check::Any),
     row("shadowTopics", "", Check::Any),
@@ -195,7 +205,11 @@ fn check(rule: Check, value: &Value) -> Result<(), RestError> {
         Check::Ttl if number(value)? < 0 => {
             Err(RestError::precondition("Invalid value for message TTL, message TTL must >= 0"))
         }
-        Check::NotNegative(_) | Check::Ttl => Ok(()),
+        Check::OffOrMore(name) if number(value)? < -1 => {
+            Err(RestError::precondition(format!("{name} must be -1 (off), 0 or more")))
+        }
+        Check::NotNegative(_) | Check::OffOrMore(_) | Check::Ttl => Ok(()),
+        Check::Offload => check_offload(value),
         Check::Retention => {
             let (time, size) = (field("retentionTimeInMinutes")?, field("retentionSizeInMB")?);
             if time < -1 || size < -1 {
@@ -224,6 +238,23 @@ fn check(rule: Check, value: &Value) -> Result<(), RestError> {
         }
         Check::AutoTopicCreation => check_auto_topic_creation(value),
     }
+}
+
+/// The fields of offload policies that are numbers; what else there is, is looked at by [`needs_store`].
+fn check_offload(value: &Value) -> Result<(), RestError> {
+    let rules = [
+        ("managedLedgerOffloadThresholdInBytes", Check::OffOrMore("managedLedgerOffloadThresholdInBytes")),
+        (
+            "managedLedgerOffloadThresholdInSeconds",
+            Check::OffOrMore("managedLedgerOffloadThresholdInSeconds"),
+        ),
+        (
+            "managedLedgerOffloadDeletionLagInMillis",
+            Check::NotNegative("managedLedgerOffloadDeletionLagInMillis"),
+        ),
+    ];
+    let given = |name: &str| value.get(name).filter(|value| !value.is_null());
+    rules.iter().try_for_each(|(name, rule)| given(name).map_or(Ok(()), |value| check(*rule, value)))
 }
 
 fn check_auto_topic_creation(value: &Value) -> Result<(), RestError> {
@@ -305,7 +336,7 @@ fn needs_store(rest: &Rest, row: &Row, value: &Value) -> Result<(), RestError> {
         }
         "managedLedgerOffloadThresholdInBytes"
         | "managedLedgerOffloadThresholdInSeconds"
-        | "managedLedgerOffloadDeletionLagInMillis" => lenient::integer(value).is_some(),
+        | "managedLedgerOffloadDeletionLagInMillis" => true,
         _ => false,
     };
     match fields.iter().find(|(name, value)| !value.is_null() && !obeyed(name, value)) {

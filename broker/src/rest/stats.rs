@@ -55,6 +55,9 @@ pub struct TopicStats {
     pub owner_broker: Option<String>,
     pub topic_creation_time_stamp: u64,
     pub last_publish_time_stamp: u64,
+    /// What offloading has done and cost, for `/metrics`.
+    #[serde(skip)]
+    pub offload: Option<geminga_offload::meters::Figures>,
     /// Ours: why producers are kept out or slowed down at the moment, `None` while they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub publish_wait_reason: Option<String>,

@@ -132,12 +132,17 @@ fn units() {
     assert_eq!(size("8MiB"), Ok(ByteSize(8 << 20)));
     assert_eq!(size("4096"), Ok(ByteSize(4096)));
     assert_eq!(size(" 2 kb "), Ok(ByteSize(2000)));
-    for bad in ["", "MiB", "-1", "1.5GiB", "8XB", "99999999999TiB"] {
-        assert!(size(bad).is_err(), "{bad}");
+    for bad in ["", "MiB", "-1", "1.5GiB", "8XB"] {
+        assert_eq!(size(bad), Err(UnitError::Size(bad.into())), "{bad}");
+    }
+    assert_eq!(size("16777215 TiB"), Ok(ByteSize(16_777_215 << 40)));
+    for large in ["16777216 TiB", "99999999 TiB", "18446744073709551616", "9".repeat(99).as_str()] {
+        assert_eq!(size(large), Err(UnitError::TooLarge(large.into())), "{large}");
     }
     let time = |text: &str| text.parse::<Duration>();
     assert_eq!(time("500ms"), Ok(Duration::millis(500)));
     assert_eq!(time("12h"), Ok(Duration::secs(43_200)));
+    assert_eq!(time("213504d"), Err(UnitError::TooLarge("213504d".into())));
     for bad in ["", "5", "1.5s", "5 fortnights", "s", "5M"] {
         assert!(time(bad).is_err(), "{bad}");
     }

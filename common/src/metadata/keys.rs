@@ -18,6 +18,7 @@
 //! | `del/{id}`, `rep/{id}` | tombstone; repair task |
 //! | `leader/repair` | which broker repairs; leased |
 //! | `dob/{attempt}` | an object that is to be removed from the object store |
+//! | `store` | which object store the cluster's closed ledgers go to |
 //! | `ids`, `tids` | next block of ledger ids; of topic ids |
 //! | `wm_create`, `wm` | dead-id watermarks: obeyed by creators; obeyed by bookies |
 //! | `cfg/{name}` | cluster-wide settings |
@@ -415,6 +416,12 @@ impl Keys {
         self.at(format_args!("dob/{attempt:020}"))
     }
 
+    /// Which object store closed ledgers go to.
+    #[must_use]
+    pub fn object_store(&self) -> String {
+        self.at(format_args!("store"))
+    }
+
     /// All that is to be removed from the object store.
     #[must_use]
     pub fn object_garbage_prefix(&self) -> String {
@@ -513,6 +520,7 @@ mod tests {
         assert_eq!(keys.topic(&name), format!("/geminga/c1/v1/t/a/b/{hash}/x%20y"));
         assert_eq!(keys.partitioned(&topic("non-persistent://a/b/x")), "/geminga/c1/v1/pt/a/b/x~np");
         assert_eq!(keys.ledger(LedgerId(7)), "/geminga/c1/v1/l/00000000000000000007");
+        assert_eq!(keys.object_store(), "/geminga/c1/v1/store");
         assert_eq!(keys.object_garbage(7), "/geminga/c1/v1/dob/00000000000000000007");
         let bundle = Bundles::default_of(4).bundle_of(&name);
         assert_eq!(keys.owner(&bundle), format!("/geminga/c1/v1/owner/a/b/{}", bundle.range));

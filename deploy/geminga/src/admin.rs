@@ -1,17 +1,18 @@
 //! `geminga admin`: looking after what runs, or does not. So far the object store.
 
 use crate::cli::{AdminCommand, FsckArgs, StorageCommand, StorageRole};
-use crate::process;
-use anyhow::Context as _;
-use geminga_broker::offload::fsck::fsck;
+use crate::{failure, process};
+use geminga_broker::offload::fsck::{Finding, fsck};
 use geminga_common::clock::SystemClock;
+use geminga_common::error::{Code, Coded as _};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::tasks::TaskGroup;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Runs one command.
-pub(crate) fn main(command: AdminCommand) -> anyhow::Result<()> {
+pub(crate) fn main(command: AdminCommand) -> anyhow::Result<ExitCode> {
     let AdminCommand::Storage(StorageCommand::Fsck(args)) = command;
     process::start_log("warn")?;
     process::runtime(1)?.block_on(check(args))
@@ -26,8 +27,12 @@ pub(crate) struct Storage {
     pub(crate) lock: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
-/// Writes the report to stdout; fails when something differs.
-async fn check(args: FsckArgs) -> anyhow::Result<()> {
+/// Exit codes of a check that was made and found something; one that could not be made ends with 1.
+const MESSAGES_AT_STAKE: u8 = 3;
+const ONLY_SPACE: u8 = 4;
+
+/// Writes the report to stdout. The exit code says whether something differs.
+async fn check(args: FsckArgs) -> anyhow::Result<ExitCode> {
     let tasks = TaskGroup::new();
     let storage = match args.role {
         StorageRole::Broker => crate::broker::storage(args.config.as_deref(), &tasks).await?,
@@ -35,24 +40,26 @@ async fn check(args: FsckArgs) -> anyhow::Result<()> {
             crate::standalone::storage(args.config.as_deref(), args.data_dir.as_deref(), &tasks)?
         }
     };
-    storage.offload.validate().context("GM-6004: configuration of offloading")?;
-    let url = &storage.offload.url;
+    let invalid = |error: &dyn std::fmt::Display| failure::coded(Code::CONFIG_INVALID, error);
+    storage.offload.validate().map_err(|error| invalid(&error))?;
+    let place = storage.offload.place();
     anyhow::ensure!(
         storage.offload.enabled(),
         "GM-6004: offload.url is not set in these settings, so there is no bucket to look at; pass the role's --config"
     );
     let blobs = geminga_offload::blob::store::open(&storage.offload, SystemClock::shared())
-        .context("GM-6004: configuration of offloading")?;
-    let report = fsck(&*storage.metadata, &storage.cluster, &*blobs, args.verify)
-        .await
-        .with_context(|| format!("holding {url} against the metadata of cluster {}", storage.cluster))?;
+        .map_err(|error| invalid(&error))?;
+    let report = fsck(&*storage.metadata, &storage.cluster, &place, &*blobs, args.verify).await;
+    let report = report.map_err(|error| {
+        let doing = format!("holding {place} against the metadata of cluster {}", storage.cluster);
+        failure::coded(error.code(), format_args!("{doing}: {error}"))
+    })?;
     writeln!(std::io::stdout(), "{report}")?;
     tasks.stop();
     drop(storage.lock);
-    anyhow::ensure!(
-        report.findings.is_empty(),
-        "{} findings in {url}; see the lines that begin with `!`",
-        report.findings.len()
-    );
-    Ok(())
+    Ok(match report.findings.iter().map(Finding::is_grave).max() {
+        None => ExitCode::SUCCESS,
+        Some(true) => MESSAGES_AT_STAKE.into(),
+        Some(false) => ONLY_SPACE.into(),
+    })
 }

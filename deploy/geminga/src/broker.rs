@@ -14,7 +14,7 @@ use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::registry::Registry;
 use geminga_broker::{Addresses, Broker, GatedStore};
 use geminga_common::clock::SystemClock;
-use geminga_common::error::Code;
+use geminga_common::error::{Code, Coded as _};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::session::{self, Session};
@@ -231,8 +231,11 @@ async fn start_broker(
         rng: Rng::from_system(),
         tasks: tasks.clone(),
     });
-    let tier = geminga_offload::Tier::open(&config.offload, &config.service.cluster, clock.clone(), tasks)
-        .context("GM-6004: configuration of offloading")?;
+    let gated = Arc::new(GatedStore::new(metadata.clone(), session.clone()));
+    let tier =
+        geminga_offload::Tier::open(&config.offload, &config.service.cluster, clock.clone(), gated, tasks)
+            .await
+            .map_err(|error| failure::coded(error.code(), error))?;
     let deps = geminga_broker::Deps {
         tier,
         clock,

@@ -26,11 +26,15 @@ fn main() -> std::process::ExitCode {
         cli::Role::Broker(args) => broker::main(*args),
         cli::Role::Cluster(command) => cluster::main(command),
         cli::Role::Bookie(args) => bookie::main(*args),
-        cli::Role::Admin(command) => admin::main(command),
+        cli::Role::Admin(command) => return ended(admin::main(command)),
         cli::Role::Perf(args) => perf(args),
     };
+    ended(outcome.map(|()| std::process::ExitCode::SUCCESS))
+}
+
+fn ended(outcome: anyhow::Result<std::process::ExitCode>) -> std::process::ExitCode {
     match outcome {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             use std::io::Write as _;
             // For people: what failed, which object, what to do next; never a back-trace.

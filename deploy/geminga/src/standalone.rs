@@ -117,7 +117,7 @@ pub(crate) fn storage(
     anyhow::ensure!(path.exists(), "GM-6009: {} holds no standalone's data; pass --data-dir", dir.display());
     let lock = Some(lock(&RealDisk, &dir)?);
     let metadata = RedbStore::open(&RealDisk, &path, SystemClock::shared(), tasks)
-        .with_context(|| format!("opening the metadata in {}", dir.display()))?;
+        .map_err(|error| metadata_failure(&error, &path))?;
     let (metadata, cluster, offload) = (Arc::new(metadata), config.broker.cluster, config.offload);
     Ok(Storage { metadata, cluster, offload, lock })
 }
@@ -239,8 +239,11 @@ async fn start_broker(
         rng: Rng::from_system(),
         tasks: tasks.clone(),
     });
-    let tier = geminga_offload::Tier::open(&config.offload, &config.broker.cluster, clock.clone(), tasks)
-        .context("GM-6004: configuration of offloading")?;
+    let gated = Arc::new(GatedStore::new(metadata.clone(), session.clone()));
+    let tier =
+        geminga_offload::Tier::open(&config.offload, &config.broker.cluster, clock.clone(), gated, tasks)
+            .await
+            .map_err(|error| failure::coded(error.code(), error))?;
     let deps = geminga_broker::Deps {
         tier,
         clock,

@@ -82,7 +82,30 @@ async fn what_has_expired_is_not_written(blobs: &dyn Blobs) {
     assert_eq!((blobs.size(key).await.is_err(), blobs.uploads(key).await), (true, Ok(vec![])));
 }
 
+async fn what_is_created_is_never_replaced(blobs: &dyn Blobs) {
+    let key = "c/geminga.id";
+    assert!(matches!(blobs.small(key).await, Err(BlobError::Absent(_))));
+    assert_eq!(blobs.create(key, Bytes::from_static(b"first")).await, Ok(true));
+    for late in ["second", "first"] {
+        assert_eq!(blobs.create(key, Bytes::from(late)).await, Ok(false));
+        assert_eq!(blobs.small(key).await, Ok(Bytes::from_static(b"first")));
+    }
+    blobs.remove(key).await.unwrap();
+    // Of many at once one is first, and its bytes are there.
+    let texts: Vec<String> = (0..16).map(|n| format!("of {n}")).collect();
+    let made = texts.iter().map(|text| blobs.create(key, Bytes::from(text.clone())));
+    let made: Vec<bool> = futures::future::join_all(made).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(made.iter().filter(|made| **made).count(), 1, "{made:?}");
+    let first = made.iter().position(|made| *made).unwrap();
+    assert_eq!(blobs.small(key).await, Ok(Bytes::from(texts[first].clone())));
+    blobs.remove(key).await.unwrap();
+    blobs.put(key, vec![Bytes::from(vec![0; super::SMALL_MAX as usize + 1])], later()).await.unwrap();
+    assert!(matches!(blobs.small(key).await, Err(BlobError::Failed { .. })), "too much to be read whole");
+    blobs.remove(key).await.unwrap();
+}
+
 async fn conforms(blobs: &dyn Blobs) {
+    what_is_created_is_never_replaced(blobs).await;
     objects_are_kept(blobs).await;
     uploads_are_completed_or_ended(blobs).await;
 }
@@ -130,4 +153,9 @@ async fn real_s3_conforms() {
     other.put("c/x", vec![Bytes::from_static(b"x")], later()).await.unwrap();
     other.begin("c/y", later()).await.unwrap();
     assert_eq!((blobs.list("c", None, 9).await, blobs.uploads("c").await), (Ok(vec![]), Ok(vec![])));
+    // A bucket that does not exist is not one without objects.
+    let nowhere = Config { url: "s3://nobody/x".to_owned(), ..one };
+    let nowhere = store::open(&nowhere, SystemClock::shared()).unwrap();
+    let refused = nowhere.small("c/geminga.id").await;
+    assert!(matches!(refused, Err(BlobError::Refused { .. })), "{refused:?}");
 }

@@ -62,6 +62,14 @@ impl Directory {
 }
 
 impl Blobs for Directory {
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
+        store::create(&self.files, Path::from(key), key, bytes)
+    }
+
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
+        store::small(&self.files, Path::from(key), key)
+    }
+
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         async move {
             if self.clock.wall_ms() > until_ms {

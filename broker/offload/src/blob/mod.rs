@@ -1,5 +1,5 @@
 //! The seam for object stores. Keys are made for one attempt and written by nobody else, so an object is never overwritten and
-//! no call needs a condition: what holds is decided in the topic record alone.
+//! no call about them needs a condition: what holds is decided in the topic record alone.
 //!
 //! What makes something new under a key (`put`, `begin`) ends by itself: past its time the *store* refuses it, however long its
 //! author or the network slept. So a key that was swept after that time stays swept.
@@ -20,9 +20,12 @@ mod s3;
 pub mod sim;
 pub mod store;
 
+use crate::identity::Refusal;
 use crate::mutant::{Mutant, active};
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use geminga_common::error::{Code, Coded};
 use std::ops::Range;
 
 /// Why a call to the store did not give its answer.
@@ -39,6 +42,9 @@ pub enum BlobError {
         /// What it says.
         reason: String,
     },
+    /// It is not the cluster's store.
+    #[error("{}: {_0}", _0.code())]
+    Wrong(Box<Refusal>),
     /// Anything else. A write may have happened or not, or may still happen.
     #[error("the object store did not answer for {key}: {reason}")]
     Failed {
@@ -48,6 +54,20 @@ pub enum BlobError {
         reason: String,
     },
 }
+
+impl Coded for BlobError {
+    fn code(&self) -> Code {
+        match self {
+            BlobError::Absent(_) => Code::OBJECT_MISSING,
+            BlobError::Refused { .. } => Code::OBJECT_STORE_REFUSED,
+            BlobError::Wrong(refusal) => refusal.code(),
+            BlobError::Failed { .. } => Code::OBJECT_STORE_UNAVAILABLE,
+        }
+    }
+}
+
+/// Most bytes of an object that is read by [`Blobs::small`].
+pub const SMALL_MAX: u64 = 64 << 10;
 
 /// Names an upload in parts, as the store calls it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -71,6 +91,15 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, BlobError>>;
 
 /// An object store. Writes are durable when they are answered.
 pub trait Blobs: Send + Sync + 'static {
+    /// Whether it may be used at all; asked before anything about it is recorded. A store of its own always may.
+    fn ready(&self) -> Answer<'_, ()> {
+        std::future::ready(Ok(())).boxed()
+    }
+    /// Stores a whole object where there is none; answers whether this call did. It never replaces one: S3 is asked by
+    /// `If-None-Match`. For the few bytes that say whose store it is; objects of ledgers need no condition.
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool>;
+    /// A whole object of at most [`SMALL_MAX`] bytes.
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes>;
     /// Stores a whole object. The store refuses a request that reaches it after `until_ms` (ms since 1970, by its own clock).
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()>;
     /// Begins an upload in parts. Nothing is there for readers before it is completed. The store refuses a request that reaches

@@ -10,7 +10,7 @@
 
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
-use crate::config::Config;
+use crate::config::{Config, shown};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
@@ -95,7 +95,7 @@ impl S3 {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, SetUpError> {
         if bucket.is_empty() {
-            return Err(SetUpError::Url(config.url.clone()));
+            return Err(SetUpError::Url(shown(&config.url)));
         }
         let client = ClientOptions::new()
             .with_timeout(REQUEST_TIMEOUT)
@@ -115,7 +115,7 @@ impl S3 {
         if !config.region.is_empty() {
             builder = builder.with_region(&config.region);
         }
-        let refused = |error| SetUpError::Client(config.url.clone(), error);
+        let refused = |error| SetUpError::Client(config.place(), error);
         let store = builder.build().map_err(refused)?;
         let http = ReqwestConnector::default().connect(&client).map_err(refused)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
@@ -215,6 +215,14 @@ fn code(body: &[u8]) -> String {
 }
 
 impl Blobs for S3 {
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
+        store::create(&self.store, self.path(key), key, bytes)
+    }
+
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
+        store::small(&self.store, self.path(key), key)
+    }
+
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         async move {
             let (path, body, query) = (self.path(key), payload(bytes), Vec::new());

@@ -2,7 +2,7 @@
 //! error, a crash before or after. Steps are counted by [`Faults`], which the test's metadata shares, so that a schedule names
 //! one step of a whole protocol.
 
-use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
+use super::{Answer, BlobError, Blobs, Listed, Part, SMALL_MAX, UploadId};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -204,6 +204,25 @@ fn joined(bytes: impl IntoIterator<Item = Bytes>) -> Bytes {
 }
 
 impl Blobs for SimBlobs {
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| {
+            let absent = !inner.objects.contains_key(&owned);
+            inner.objects.entry(owned).or_insert(bytes);
+            Ok(absent)
+        })
+    }
+
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
+        let owned = key.to_owned();
+        self.step(key, move |inner| match inner.objects.get(&owned) {
+            Some(bytes) if bytes.len() as u64 > SMALL_MAX => {
+                Err(BlobError::Failed { key: owned, reason: format!("it has {} bytes", bytes.len()) })
+            }
+            found => found.cloned().ok_or(BlobError::Absent(owned)),
+        })
+    }
+
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         let owned = key.to_owned();
         self.step_until(key, until_ms, move |inner| {

@@ -2,13 +2,13 @@
 
 use super::directory::Directory;
 use super::s3::S3;
-use super::{Answer, BlobError, Blobs, Listed};
-use crate::config::Config;
+use super::{Answer, BlobError, Blobs, Listed, SMALL_MAX};
+use crate::config::{Config, shown};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use geminga_common::clock::Clock;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
     }
     match url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
         Some(path) => Ok(Arc::new(Directory::open(url, path, clock)?)),
-        None => Err(SetUpError::Url(url.to_owned())),
+        None => Err(SetUpError::Url(shown(url))),
     }
 }
 
@@ -112,6 +112,37 @@ pub(super) fn range<'a>(
             return Ok(got);
         }
         Err(failed(key, format!("{} of {wanted} bytes came", got.len())))
+    }
+    .boxed()
+}
+
+/// Stores an object where there is none.
+pub(super) fn create<'a>(
+    objects: &'a dyn ObjectStore,
+    path: Path,
+    key: &'a str,
+    bytes: Bytes,
+) -> Answer<'a, bool> {
+    async move {
+        match objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                Ok(false)
+            }
+            Err(error) => Err(blob_error(key, error)),
+        }
+    }
+    .boxed()
+}
+
+/// A whole small object. Asked by GET: of a bucket that does not exist, S3 says so in an answer's body alone.
+pub(super) fn small<'a>(objects: &'a dyn ObjectStore, path: Path, key: &'a str) -> Answer<'a, Bytes> {
+    async move {
+        let found = objects.get(&path).await.map_err(|error| blob_error(key, error))?;
+        if found.meta.size > SMALL_MAX {
+            return Err(failed(key, format!("it has {} bytes", found.meta.size)));
+        }
+        found.bytes().await.map_err(|error| blob_error(key, error))
     }
     .boxed()
 }

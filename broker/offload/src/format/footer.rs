@@ -78,13 +78,6 @@ impl Footer {
         self.rows.partition_point(|row| row.first <= entry).checked_sub(1)
     }
 
-    /// The block in which the first entry at or after a time lies, if one is that late: that is the last block that begins
-    /// before the time, because time stamps rise along a ledger.
-    #[must_use]
-    pub fn block_at(&self, time_ms: u64) -> usize {
-        self.rows.partition_point(|row| row.first_publish_ms < time_ms).saturating_sub(1)
-    }
-
     /// Footer and trailer, for an object whose blocks end at `offset`. Also the footer's checksum.
     #[must_use]
     pub fn seal(&self, offset: u64) -> (Bytes, u32) {

@@ -14,6 +14,7 @@ use crate::blob::Blobs;
 use crate::format::block::{self, Entry};
 use crate::format::footer::{Footer, Row};
 use crate::key::AttemptId;
+use crate::meters::Meters;
 use crate::state::ObjectRef;
 use crate::verify::{self, ObjectError, RUN_BYTES};
 use bytes::Bytes;
@@ -78,6 +79,7 @@ struct Shared {
     blobs: Arc<dyn Blobs>,
     cluster: String,
     tasks: TaskGroup,
+    meters: Meters,
     indexes_limit: usize,
     indexes: Mutex<Indexes>,
     cache: Mutex<Cache>,
@@ -98,11 +100,18 @@ pub struct Reader(Arc<Shared>);
 impl Reader {
     /// A reader with a cache of so many bytes, whose requests run in `tasks`.
     #[must_use]
-    pub fn new(blobs: Arc<dyn Blobs>, cluster: &str, cache_bytes: usize, tasks: TaskGroup) -> Self {
+    pub fn new(
+        blobs: Arc<dyn Blobs>,
+        cluster: &str,
+        cache_bytes: usize,
+        tasks: TaskGroup,
+        meters: Meters,
+    ) -> Self {
         let shared = Shared {
             blobs,
             cluster: cluster.to_owned(),
             tasks,
+            meters,
             indexes_limit: cache_bytes / FOOTER_SHARE,
             indexes: Mutex::default(),
             cache: Mutex::new(Cache::new(cache_bytes)),
@@ -260,12 +269,12 @@ impl Reader {
 
     /// One request for a run of blocks; it goes on when nobody waits for it any more.
     fn fetch(&self, target: &Target, footer: &Arc<Footer>, blocks: Range<usize>) -> Flight<Run> {
-        let (shared, key) = (self.0.clone(), self.key(target));
+        let (shared, key, topic) = (self.0.clone(), self.key(target), target.topic);
         let (first, rows) = (blocks.start, footer.rows[blocks.clone()].to_vec());
         let span = verify::span(&rows);
         let bytes = (span.end - span.start) as usize;
         let load = async move {
-            let blocks = shared.load(&key, span, &rows).await?;
+            let blocks = shared.load(topic, &key, span, &rows).await?;
             Ok(Arc::new((first, blocks)))
         };
         let flight: Flight<Run> = load.boxed().shared();
@@ -284,15 +293,27 @@ impl Shared {
     async fn load_footer(&self, target: Target) -> Result<Footer, ObjectError> {
         let key = target.object.key(&self.cluster, target.topic, target.ledger);
         let shape = target.object.shape;
+        let begun = self.meters.now();
         let read = verify::footer(&*self.blobs, &key, target.ledger, &shape).await;
-        self.count((shape.size - shape.footer_offset) as usize, read.is_ok());
+        let bytes = shape.size - shape.footer_offset;
+        self.count(bytes as usize, read.is_ok());
+        self.meters.read_back(target.topic, begun, true, read.is_ok().then_some(bytes));
         read
     }
 
-    async fn load(&self, key: &str, span: Range<u64>, rows: &[Row]) -> Result<Vec<Block>, ObjectError> {
+    async fn load(
+        &self,
+        topic: TopicId,
+        key: &str,
+        span: Range<u64>,
+        rows: &[Row],
+    ) -> Result<Vec<Block>, ObjectError> {
         let start = span.start;
+        let begun = self.meters.now();
         let read = self.blobs.range(key, span).await;
         self.count(read.as_ref().map_or(0, Bytes::len), read.is_ok());
+        let bytes = read.as_ref().ok().map(|bytes| bytes.len() as u64);
+        self.meters.read_back(topic, begun, false, bytes);
         let bytes = read?;
         let mut blocks = Vec::with_capacity(rows.len());
         for row in rows {

@@ -5,6 +5,7 @@ use crate::blob::sim::{Fault, Faults, SimBlobs};
 use crate::format::attributes::Attributes;
 use crate::format::block::Compression;
 use crate::writer::{Closed, ObjectWriter, Sourced};
+use geminga_common::clock::SystemClock;
 use geminga_common::ids::{MessageIndex, OwnerEpoch};
 
 struct Rig {
@@ -45,7 +46,13 @@ async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Ri
     let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
     let key = object.key("c", target.topic, target.ledger);
     blobs.put(&key, parts, u64::MAX).await.unwrap();
-    let reader = Reader::new(Arc::new(blobs.clone()), "c", cache, TaskGroup::new());
+    let reader = Reader::new(
+        Arc::new(blobs.clone()),
+        "c",
+        cache,
+        TaskGroup::new(),
+        Meters::new(SystemClock::shared()),
+    );
     Rig { blobs, faults, reader, target }
 }
 

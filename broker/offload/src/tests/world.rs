@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::format::attributes::Attributes;
 use crate::format::block::Entry;
 use crate::key;
+use crate::meters::Meters;
 use crate::offloader::{ChangeError, Job, OffloadError, Offloader, Source, TopicRecord};
 use crate::state::{Change, ObjectRef, Offload};
 use crate::verify;
@@ -37,7 +38,7 @@ const BEHIND_MS: u64 = 900_000;
 const STEPS: (Duration, usize) = (Duration::from_secs(300), 30);
 
 /// Metadata whose transactions fail like the store's requests do, and whose listings are those of an old revision.
-struct DoubtfulMeta {
+pub(crate) struct DoubtfulMeta {
     inner: Arc<MemoryStore>,
     faults: Faults,
     late: Mutex<Vec<Txn>>,
@@ -45,14 +46,18 @@ struct DoubtfulMeta {
 }
 
 impl DoubtfulMeta {
-    async fn wake(&self) {
+    pub(crate) fn new(inner: Arc<MemoryStore>, faults: Faults) -> Self {
+        Self { inner, faults, late: Mutex::default(), asleep: Mutex::default() }
+    }
+
+    pub(crate) async fn wake(&self) {
         let asleep = std::mem::take(&mut *self.asleep.lock());
         for txn in asleep {
             let _either_way = self.inner.txn(txn).await;
         }
     }
 
-    async fn land(&self) {
+    pub(crate) async fn land(&self) {
         let late = std::mem::take(&mut *self.late.lock());
         for txn in late {
             let _either_way = self.inner.txn(txn).await;
@@ -126,6 +131,12 @@ struct Tampering {
 }
 
 impl Blobs for Tampering {
+    fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
+        self.inner.create(key, bytes)
+    }
+    fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
+        self.inner.small(key)
+    }
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
         async move {
             self.inner.put(key, bytes, until_ms).await?;
@@ -257,19 +268,15 @@ impl World {
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
         let (blobs, tamper) = (SimBlobs::new(faults.clone()), Arc::new(AtomicBool::new(false)));
         let inner = Arc::new(MemoryStore::new(clock.clone()));
-        let meta = DoubtfulMeta {
-            inner: inner.clone(),
-            faults: faults.clone(),
-            late: Mutex::default(),
-            asleep: Mutex::default(),
-        };
+        let meta = DoubtfulMeta::new(inner.clone(), faults.clone());
         let made =
             inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&Offload::Bookies))] });
         made.now_or_never().expect("memory answers at once").unwrap();
         let config =
             Config { part_size: ByteSize(part_bytes), block_size: ByteSize(300), ..Config::default() };
         let store = Arc::new(Tampering { inner: blobs.clone(), on: tamper.clone() });
-        let offloader = Offloader::new(store, clock.clone(), Rng::seeded(5), config);
+        let offloader =
+            Offloader::new(store, clock.clone(), Rng::seeded(5), config, Meters::new(clock.clone()));
         let source = Entries((0..20).map(sourced).collect());
         let length = source.0.iter().map(|s| s.entry.size() as u64).sum();
         Self {
@@ -395,9 +402,14 @@ impl World {
     }
 
     /// What still waits after a sweep; `None` where it was not done.
+    fn meters(&self) -> Meters {
+        Meters::new(self.clock.clone())
+    }
+
     async fn sweep(&self) -> Option<usize> {
         let now = self.clock.wall_ms();
-        let swept = crate::sweep::sweep(&*self.meta, &self.keys, &self.blobs, "c", now).await.ok()?;
+        let swept =
+            crate::sweep::sweep(&*self.meta, &self.keys, &self.blobs, "c", &self.meters(), now).await.ok()?;
         (swept.failed == 0).then_some(swept.waiting)
     }
 

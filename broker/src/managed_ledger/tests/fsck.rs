@@ -12,7 +12,7 @@ const STRANGER: &str = "test/202611/00/9/9-0000000000000009";
 
 impl Story {
     async fn fsck(&self, whole: bool) -> Report {
-        fsck(&self.rig.meta.inner, "test", &self.blobs, whole).await.unwrap()
+        fsck(&self.rig.meta.inner, "test", "s3://here", &self.blobs, whole).await.unwrap()
     }
 
     /// Every finding without its particulars, in order.

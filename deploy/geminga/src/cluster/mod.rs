@@ -57,6 +57,10 @@ pub(crate) struct UpArgs {
     /// Bookies, 1 to 9. Entries go to three of them and are acknowledged by two; with fewer bookies there are fewer copies.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     bookies: u16,
+    /// Configuration file (TOML) of brokers and bookies, such as `[broker.offload]` for an object store. What this command gives by
+    /// itself (ports, metadata, copies) beats it. Kept for later starts until another is given.
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// The etcd binary, 3.4 or above. Default: `etcd` on PATH.
     #[arg(long)]
     etcd: Option<PathBuf>,
@@ -115,6 +119,12 @@ fn up(args: &UpArgs) -> Result<()> {
         Some(cluster) => cluster,
         None => Cluster::new(&dir, args.bookies, args.pulsar_port, args.http_port)?,
     };
+    if let Some(config) = &args.config {
+        let found = config.canonicalize();
+        cluster.config = Some(found.with_context(|| {
+            format!("GM-6005: configuration file {} cannot be read; correct --config", config.display())
+        })?);
+    }
     let wanted = cluster.wanted(&args.names)?;
     for n in wanted.iter().copied() {
         let name = cluster.processes[n].name.clone();

@@ -62,6 +62,11 @@ fn command(dir: &Path, cluster: &Cluster, process: &Process, etcd: &Path) -> Res
     let metadata = format!("etcd:{}", url(cluster.of(Kind::Etcd).port));
     let own = std::env::current_exe().context("finding the geminga binary")?;
     let port = process.port.to_string();
+    let configured = |command: &mut Command| {
+        if let Some(config) = &cluster.config {
+            command.arg("--config").arg(config);
+        }
+    };
     Ok(match process.kind {
         Kind::Etcd => {
             let (clients, peers) = (url(process.port), url(process.second_port));
@@ -78,6 +83,7 @@ fn command(dir: &Path, cluster: &Cluster, process: &Process, etcd: &Path) -> Res
             let mut command = Command::new(own);
             command.args(["bookie", "--id", &process.name, "--cluster", CLUSTER, "--metadata", &metadata]);
             command.args(["--port", &port, "--data-dir"]).arg(data);
+            configured(&mut command);
             command
         }
         Kind::Broker => {
@@ -88,6 +94,7 @@ fn command(dir: &Path, cluster: &Cluster, process: &Process, etcd: &Path) -> Res
             let copies = cluster.bookies().min(3);
             let acks = (copies / 2 + 1).min(copies);
             command.args(["--quorum", &format!("{copies}/{copies}/{acks}")]);
+            configured(&mut command);
             command
         }
     })

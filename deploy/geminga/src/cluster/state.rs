@@ -42,6 +42,9 @@ pub(super) struct Process {
 pub(super) struct Cluster {
     version: u32,
     pub(super) processes: Vec<Process>,
+    /// Configuration file of brokers and bookies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) config: Option<PathBuf>,
 }
 
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
@@ -90,7 +93,7 @@ impl Cluster {
         let or = |port, any| if port == 0 { any } else { port };
         let (pulsar, http) = (or(pulsar_port, any_pulsar), or(http_port, any_http));
         processes.push(process("broker".into(), Kind::Broker, pulsar, http));
-        let cluster = Self { version: VERSION, processes };
+        let cluster = Self { version: VERSION, processes, config: None };
         std::fs::create_dir_all(dir.join("logs"))?;
         cluster.store(dir)?;
         Ok(cluster)
