@@ -1,6 +1,6 @@
 //! What a person reads when a start is refused: one line with a code, the file or setting it is about, and what to do next.
 
-use super::says;
+use super::{copy, says};
 use anyhow::{Context as _, Result, ensure};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
@@ -25,12 +25,6 @@ fn refusal(said: &str, code: &str, words: &[&str]) -> Result<()> {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are text")
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(copied.success(), "copying {} failed", from.display());
-    Ok(())
 }
 
 /// A data directory with messages in it, and nothing that runs.

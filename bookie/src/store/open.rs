@@ -17,7 +17,7 @@ use crate::segments::{self, BlockCache, Segment, SegmentSet, rebuild};
 use crate::shard::{JournalFile, Ledger, Shard, Status};
 use crate::{Config, ConfigError, journal};
 use geminga_common::clock::Clock;
-use geminga_common::disk::{AlignedBuf, Disk};
+use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::Incarnation;
 use geminga_common::rng::Rng;
@@ -460,16 +460,21 @@ fn manifest(
     losses: &mut Vec<Lost>,
 ) -> Result<(Option<Manifest>, Content), OpenError> {
     let dir = &place.data_dir;
-    let known = disk.list(dir)?.iter().any(|name| name == "manifest.redb");
+    let path = dir.join("manifest.redb");
+    let mut known = disk.list(dir)?.iter().any(|name| name == "manifest.redb");
+    if known && identity.boot > 0 {
+        // redb would make a new database of an empty file.
+        known = disk.open(&path, OpenMode::Read)?.len()? > 0;
+    }
     if identity.boot > 0 && !known {
-        losses.push(loss::manifest(place, "is missing"));
+        losses.push(loss::manifest(place, "is missing or empty"));
         identity.data_loss = true;
     }
     let lost = || rebuild(disk, &dir.join("segments"));
     if identity.data_loss && !known {
         return Ok((None, lost()?));
     }
-    match Manifest::open(disk, &dir.join("manifest.redb")) {
+    match Manifest::open(disk, &path) {
         Ok((manifest, content)) => {
             // A directory that went back in time.
             if content.boot > identity.boot {
