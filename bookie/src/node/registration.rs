@@ -88,10 +88,9 @@ async fn attempt(
         tracing::error!(bookie = %id, %error, "bookie record cannot be read");
         NodeError::Record(id.to_string())
     })?;
-    if known.as_ref().is_none_or(|known| known.incarnation != mine.record.incarnation) {
-        if let Some(other) = namesake(meta, keys, id, mine).await? {
-            return Err(NodeError::OtherBookie { id: id.to_string(), other: other.to_string() });
-        }
+    let news = known.as_ref().is_none_or(|known| known.incarnation != mine.record.incarnation);
+    if news && let Some(other) = namesake(meta, keys, id, mine).await? {
+        return Err(NodeError::OtherBookie { id: id.to_string(), other: other.to_string() });
     }
     let record = match decide(known.as_ref(), mine) {
         Start::Write(record) => record,

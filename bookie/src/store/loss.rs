@@ -4,6 +4,9 @@
 //! The manifest names every segment with its length, and every journal file that may be needed with its own; one that is not there, or
 //! shorter, was lost. That is another thing than a file that does not check: its bytes may be somewhere.
 
+#[cfg(test)]
+mod tests;
+
 use super::files::read_file;
 use super::open::Place;
 use crate::format::identity::Identity;
@@ -98,8 +101,14 @@ pub(super) fn segments(all: &[Arc<Segment>]) -> Vec<Lost> {
     all.iter().filter_map(lost).collect()
 }
 
-/// What of a journal is missing. `start`: the last one, whose files the manifest may list.
-pub(super) fn journal(place: &Place, content: &Content, looked: &Looked, start: u64) -> Vec<Lost> {
+/// What of a journal is missing. `start`: the last one, whose files the manifest may list. Without a manifest nobody knows where a
+/// journal begins.
+pub(super) fn journal(
+    place: &Place,
+    (content, known): (&Content, bool),
+    looked: &Looked,
+    start: u64,
+) -> Vec<Lost> {
     let listed = if content.files_of == start { &content.journal[..] } else { &[] };
     let missing = listed.iter().filter(|row| !looked.has(row));
     let lost: Vec<Lost> = missing
@@ -108,7 +117,7 @@ pub(super) fn journal(place: &Place, content: &Content, looked: &Looked, start: 
             what: "is missing or shorter than it was: it may hold what was acknowledged last".to_owned(),
         })
         .collect();
-    if lost.is_empty() && looked.damaged() {
+    if lost.is_empty() && looked.damaged() && known {
         let what = format!("lacks batch {}, which was durable: a file is gone or damaged", looked.stopped());
         return vec![Lost { path: place.journal_dir.clone(), what }];
     }

@@ -6,8 +6,6 @@
 mod files;
 mod keep;
 mod loss;
-#[cfg(test)]
-mod loss_tests;
 mod merge;
 mod open;
 mod promote;

@@ -286,8 +286,11 @@ impl Opening<'_> {
         let marks = (content.mark, content.durable);
         let looked = journal::look(self.disk, place, store, marks, self.config)?;
         let unnoticed = self.config.has(Mutant::JournalLossUnnoticed);
-        let mut missing =
-            if unnoticed { Vec::new() } else { loss::journal(place, &content, &looked, identity.boot) };
+        let mut missing = if unnoticed {
+            Vec::new()
+        } else {
+            loss::journal(place, (&content, manifest.is_some()), &looked, identity.boot)
+        };
         if identity.journaled && looked.is_empty() && !unnoticed {
             missing = vec![loss::no_journal(place)];
         }
