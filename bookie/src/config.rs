@@ -70,6 +70,9 @@ pub struct Config {
     pub scrub_rate: u64,
     /// Threads that read segments.
     pub readers: usize,
+    /// A store that lacks something it had is refused before anything of it is changed, instead of opened with what is left of it for
+    /// a repair from other copies. For a store that has the only copy.
+    pub refuse_losses: bool,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
     pub seed: Option<u64>,
 }
@@ -114,6 +117,7 @@ impl Config {
             scrub_period: Duration::from_secs(14 * 24 * 3600),
             scrub_rate: 16 << 20,
             readers: 2,
+            refuse_losses: false,
             seed: None,
         }
     }

@@ -5,13 +5,14 @@
 //! damage: a later batch, or the manifest, that knew the missing one to be durable. There is no way to skip a bad batch.
 
 use crate::format::journal::{self as format, Owner, Record};
+use crate::manifest::JournalRow;
 use crate::mutant::{Mutant, active};
 use crate::shard::JournalFile;
 use crate::store::Place;
 use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 mod scan;
 
@@ -45,9 +46,20 @@ pub(crate) fn owner(place: &Place, store: u64) -> Owner {
     Owner { store, shard: place.shard, shards: place.shards }
 }
 
+/// The file that was made with a generation.
+pub(crate) fn path(dir: &Path, made: u64) -> PathBuf {
+    dir.join(format!("{made:016x}.jnl"))
+}
+
+/// What the manifest is told of a file.
+impl From<&JournalFile> for JournalRow {
+    fn from(file: &JournalFile) -> Self {
+        Self { generation: file.generation, made: file.made, len: file.capacity }
+    }
+}
+
 fn create(disk: &dyn Disk, dir: &Path, generation: u64, size: u64) -> io::Result<JournalFile> {
-    let name = format!("{generation:016x}.jnl");
-    let path = dir.join(&name);
+    let path = path(dir, generation);
     let fill = || -> io::Result<()> {
         let file = disk.open(&path, OpenMode::CreateNew)?;
         let zeros = vec![0; PIECE.min(size as usize)];
@@ -66,7 +78,14 @@ fn create(disk: &dyn Disk, dir: &Path, generation: u64, size: u64) -> io::Result
         return Err(error);
     }
     let file = disk.open(&path, OpenMode::JournalDirect)?;
-    Ok(JournalFile { generation, capacity: size, file })
+    Ok(JournalFile { generation, made: generation, capacity: size, file })
+}
+
+/// What a journal holds, before anything of it is touched.
+pub(crate) struct Looked {
+    found: Vec<Surveyed>,
+    chain: BTreeMap<u64, Scanned>,
+    replay: Replay,
 }
 
 /// What replay found.
@@ -107,31 +126,22 @@ pub(crate) fn follow(mut batches: Vec<Scanned>, mark: u64, durable: u64) -> Chai
     Chain { batches, stopped, known }
 }
 
-/// Replays the journal of a place. Batches below `mark` are in segments; those up to `durable` were durable when the manifest was
-/// written.
-pub(crate) fn replay(
+/// Reads the journal of a place and changes nothing. Batches below `mark` are in segments; those up to `durable` were durable when the
+/// manifest was written.
+pub(crate) fn look(
     disk: &dyn Disk,
     place: &Place,
     store: u64,
     (mark, durable): (u64, u64),
-) -> io::Result<Replay> {
+) -> io::Result<Looked> {
     let Survey { files: found, batches } = survey(disk, place, store, mark)?;
     let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
     let Chain { batches: chain, stopped, known } = follow(batches, mark, durable);
-    // Numbers of files in the survey become those of the files that are taken over.
-    let (mut files, mut numbers) = (Vec::new(), BTreeMap::new());
-    for (number, file) in found.iter().enumerate() {
-        if let Some(taken) = take_over(disk, &place.journal_dir.join(&file.name), file)? {
-            numbers.insert(number, files.len());
-            let batches = chain.values().filter(|b| b.file == number);
-            files.push((taken, batches.map(|b| b.found.head.seq).max().unwrap_or(file.highest)));
-        }
-    }
     let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
-    let last = stopped.checked_sub(1).and_then(|seq| chain.get(&seq));
-    let end = last.and_then(|b| Some((*numbers.get(&b.file)?, b.end)));
     let damaged = known >= stopped || !headers_sound;
-    let mut replay = Replay { records: Vec::new(), stopped, resume_at: highest + 2, damaged, files, end };
+    let resume_at = highest + 2;
+    let mut replay =
+        Replay { records: Vec::new(), stopped, resume_at, damaged, files: Vec::new(), end: None };
     let skip = active(Mutant::BadRecordSkipped);
     if skip || active(Mutant::ChecksumTruncates) {
         replay.damaged = false;
@@ -146,7 +156,46 @@ pub(crate) fn replay(
     if skip && let Some(last) = chain.keys().last() {
         replay.stopped = stopped.max(last + 1);
     }
-    Ok(replay)
+    Ok(Looked { found, chain, replay })
+}
+
+impl Looked {
+    /// Whether a batch that was durable is missing, or a file's header does not check.
+    pub(crate) fn damaged(&self) -> bool {
+        self.replay.damaged
+    }
+
+    /// Whether there is no file.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.iter().all(|file| file.generation.is_none())
+    }
+
+    /// The first batch that is missing.
+    pub(crate) fn stopped(&self) -> u64 {
+        self.replay.stopped
+    }
+
+    /// Whether a listed file is there, as long as it was.
+    pub(crate) fn has(&self, row: &JournalRow) -> bool {
+        self.found.iter().any(|file| file.generation == Some(row.generation) && file.len >= row.len)
+    }
+
+    /// The replay; the files become the store's own.
+    pub(crate) fn replay(self, disk: &dyn Disk, place: &Place) -> io::Result<Replay> {
+        let Self { found, chain, mut replay } = self;
+        // Numbers of files in the survey become those of the files that are taken over.
+        let mut numbers = BTreeMap::new();
+        for (number, file) in found.iter().enumerate() {
+            if let Some(taken) = take_over(disk, &place.journal_dir.join(&file.name), file)? {
+                numbers.insert(number, replay.files.len());
+                let batches = chain.values().filter(|b| b.file == number);
+                replay.files.push((taken, batches.map(|b| b.found.head.seq).max().unwrap_or(file.highest)));
+            }
+        }
+        let last = replay.stopped.checked_sub(1).and_then(|seq| chain.get(&seq));
+        replay.end = last.and_then(|b| Some((*numbers.get(&b.file)?, b.end)));
+        Ok(replay)
+    }
 }
 
 /// Makes a file that was read the store's own. A blank one is removed, one that does not check is left alone.
@@ -160,7 +209,9 @@ fn take_over(disk: &dyn Disk, path: &Path, found: &Surveyed) -> io::Result<Optio
     // A killed process leaves writes that the device may still hold in its cache: what is replayed must stay.
     disk.open(path, OpenMode::ReadWrite)?.sync_data()?;
     let file = disk.open(path, OpenMode::JournalDirect)?;
-    Ok(Some(JournalFile { generation, capacity: found.len, file }))
+    // A name is given at the making; one that tells nothing was given by somebody else.
+    let made = found.name.strip_suffix(".jnl").and_then(|name| u64::from_str_radix(name, 16).ok());
+    Ok(Some(JournalFile { generation, made: made.unwrap_or(generation), capacity: found.len, file }))
 }
 
 /// Drops what a replay before this one stopped short of: batches of an older generation at or above its end.

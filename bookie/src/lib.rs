@@ -48,4 +48,4 @@ pub use engine::{Bookie, Health, promote};
 pub use figures::Figures;
 pub use in_process::InProcess;
 pub use space::{Room, Watermarks};
-pub use store::{OpenError, Whose, whose};
+pub use store::{Losses, Lost, OpenError, Whose, whose};

@@ -5,7 +5,8 @@
 //! segment that checking goes on with), `segments` (segment id → file length, footer length, lowest ledger, highest ledger, live bytes,
 //! flags: 1 holes are to be punched, 2 small runs; u64 each. The first format has the first four words only), `forgotten` (segment
 //! id → nothing: out of use, its file may be there still), `bad` ((segment id, offset) → length of a block that did not check),
-//! `ledgers` (ledger id → state row).
+//! `ledgers` (ledger id → state row), `journal` (generation of a journal file that may be needed → the generation in its name, its
+//! length). `store` also holds `files`: the start that `journal` speaks of; of any other start it says nothing.
 
 use crate::format::Fields;
 use crate::format::row::LedgerRow;
@@ -25,6 +26,7 @@ const SEGMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("segments
 const FORGOTTEN: TableDefinition<'_, u64, ()> = TableDefinition::new("forgotten");
 const BAD: TableDefinition<'_, (u64, u64), u64> = TableDefinition::new("bad");
 const LEDGERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledgers");
+const JOURNAL: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("journal");
 
 /// Counters never come near this: one that does is damage, and what is added to it must not overflow.
 const WORD_LIMIT: u64 = 1 << 62;
@@ -43,6 +45,18 @@ pub(crate) struct Content {
     pub(crate) forgotten: Vec<u64>,
     pub(crate) bad: Vec<BadBlock>,
     pub(crate) ledgers: Vec<(LedgerId, LedgerRow)>,
+    /// The start whose journal files `journal` lists.
+    pub(crate) files_of: u64,
+    pub(crate) journal: Vec<JournalRow>,
+}
+
+/// A journal file that must be there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct JournalRow {
+    pub(crate) generation: u64,
+    /// Generation at its making, which its name tells.
+    pub(crate) made: u64,
+    pub(crate) len: u64,
 }
 
 /// A block that was read and did not check.
@@ -67,6 +81,10 @@ pub(crate) struct Change {
     pub(crate) bad: Vec<BadBlock>,
     pub(crate) next_segment: u64,
     pub(crate) scrub: Option<u64>,
+    /// Journal files that are ready to be written.
+    pub(crate) journal: Vec<JournalRow>,
+    /// A start: those are all there are.
+    pub(crate) files_of: Option<u64>,
 }
 
 /// Why the manifest did not open.
@@ -85,7 +103,12 @@ pub(crate) fn io_error(error: impl Into<redb::Error>) -> io::Error {
 
 fn open_error(error: impl Into<redb::Error>) -> ManifestError {
     match error.into() {
-        redb::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => ManifestError::Io(error),
+        // A file that is cut short is damage as well.
+        redb::Error::Io(error)
+            if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
+            ManifestError::Io(error)
+        }
         _ => ManifestError::Damaged,
     }
 }
@@ -124,6 +147,7 @@ impl Manifest {
             boot: word("boot")?,
             dead_below: word("wm")?.checked_sub(1).map(LedgerId),
             scrub: word("scrub")?,
+            files_of: word("files")?,
             ..Content::default()
         };
         if [content.mark, content.durable, content.next_segment].iter().any(|word| *word >= WORD_LIMIT) {
@@ -138,6 +162,17 @@ impl Manifest {
             let (id, row) = item?;
             let Some(row) = LedgerRow::decode(row.value()) else { return Ok(None) };
             content.ledgers.push((LedgerId(id.value()), row));
+        }
+        match txn.open_table(JOURNAL) {
+            // Earlier versions have none.
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            table => {
+                for item in table?.iter()? {
+                    let (generation, file) = item?;
+                    let (made, len) = file.value();
+                    content.journal.push(JournalRow { generation: generation.value(), made, len });
+                }
+            }
         }
         match txn.open_table(FORGOTTEN) {
             // The first format has neither.
@@ -180,6 +215,11 @@ impl Manifest {
                 ledgers.insert(id.0, row.encode().as_slice())?;
             }
             drop(ledgers);
+            let mut journal = txn.open_table(JOURNAL)?;
+            for generation in &plan.spent {
+                journal.remove(generation)?;
+            }
+            drop(journal);
             apply(txn, &Change { put: rows.to_vec(), next_segment, scrub: Some(scrub), ..Change::default() })
         })
     }
@@ -207,6 +247,14 @@ fn apply(txn: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
     store.insert("segment", next)?;
     if let Some(scrub) = change.scrub {
         store.insert("scrub", scrub)?;
+    }
+    if let Some(start) = change.files_of {
+        store.insert("files", start)?;
+        txn.delete_table(JOURNAL)?;
+    }
+    let mut journal = txn.open_table(JOURNAL)?;
+    for file in &change.journal {
+        journal.insert(file.generation, (file.made, file.len))?;
     }
     let mut segments = txn.open_table(SEGMENTS)?;
     let mut forgotten = txn.open_table(FORGOTTEN)?;
@@ -268,7 +316,12 @@ mod tests {
         let rows: Vec<_> = ledgers.iter().map(|(id, row, _)| (*id, row.clone())).collect();
         let (manifest, _) = Manifest::open(&disk, path).unwrap();
         manifest
-            .commit(&FlushPlan { mark: 5, durable: 4, dead_below: None, ledgers }, &[], 1, (1, 0))
+            .commit(
+                &FlushPlan { mark: 5, durable: 4, dead_below: None, ledgers, spent: Vec::new() },
+                &[],
+                1,
+                (1, 0),
+            )
             .unwrap();
         drop(manifest);
         let bytes = disk.bytes(path).unwrap();
@@ -281,7 +334,7 @@ mod tests {
                 match Manifest::open(&damaged, path) {
                     Ok((_, content)) => assert_eq!((content.mark, content.ledgers), (5, rows.clone())),
                     Err(ManifestError::Damaged) => refused += 1,
-                    Err(ManifestError::Io(error)) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof),
+                    Err(ManifestError::Io(error)) => panic!("the disk is sound: {error}"),
                 }
             }
         }

@@ -121,6 +121,7 @@ impl Deps {
 pub struct Broker {
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) strangers: crate::service::Strangers,
     pub(crate) tasks: TaskGroup,
     pub(crate) namespaces: Namespaces,
     pub(crate) schemas: SchemaRegistry,
@@ -229,6 +230,7 @@ impl Broker {
             namespaces,
             config,
             clock: deps.clock,
+            strangers: crate::service::Strangers::default(),
             tasks: deps.tasks,
             metadata: deps.metadata,
             ledgers: deps.ledgers,

@@ -5,14 +5,24 @@ mod backlog;
 mod bounds;
 mod disk;
 mod lifecycle;
+mod lost;
 mod refusals;
 mod rot;
 
 use anyhow::{Context as _, Result, ensure};
 use geminga_tests::process::{Standalone, refused, refused_as};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 const TOPIC: &str = "/admin/v2/persistent/public/default/kept";
+
+/// Copies a file or a directory with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "copying {} failed", from.display());
+    Ok(())
+}
 
 fn says(text: &str, words: &[&str]) -> Result<()> {
     for word in words {

@@ -1,12 +1,14 @@
 //! What a person reads when a start is refused: one line with a code, the file or setting it is about, and what to do next.
 
-use super::says;
+use super::{copy, says};
 use anyhow::{Context as _, Result, ensure};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
 use geminga_common::metadata::redb::RedbStore;
 use geminga_common::tasks::TaskGroup;
 use geminga_tests::process::{Standalone, refused, refused_as, run};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,12 +27,6 @@ fn refusal(said: &str, code: &str, words: &[&str]) -> Result<()> {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are text")
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(copied.success(), "copying {} failed", from.display());
-    Ok(())
 }
 
 /// A data directory with messages in it, and nothing that runs.
@@ -344,4 +340,25 @@ fn a_port_that_is_taken_leaves_the_data_directory_usable() -> Result<()> {
         ensure!(!run(&args)?.0, "it ran");
     }
     used(dir.path())
+}
+
+#[test]
+fn who_does_not_speak_the_protocol_is_named_with_a_reason_and_not_each_time() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("log");
+    let server = Standalone::start_logged(&dir.path().join("data"), &["--log", "info"], &log)?;
+    let address = server.pulsar.trim_start_matches("pulsar://");
+    let mut peers = Vec::new();
+    for _ in 0..20 {
+        let mut stranger = TcpStream::connect(address)?;
+        stranger.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stranger.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        peers.push(stranger.local_addr()?.to_string());
+        // Closed, in order or not.
+        let _reset = stranger.read(&mut [0; 16]);
+    }
+    let said = std::fs::read_to_string(&log)?;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("closed for what it sent")).collect();
+    ensure!((1..=2).contains(&lines.len()), "{} lines for 20 strangers: {said}", lines.len());
+    says(lines[0], &["INFO", &peers[0], "reason=malformed frame"])
 }

@@ -53,8 +53,11 @@ pub struct Standalone {
 
 fn command(data_dir: &Path, more: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary()?);
-    command.args(["standalone", "--pulsar-port", "0", "--http-port", "0", "--log", "warn", "--data-dir"]);
-    command.arg(data_dir).args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["standalone", "--pulsar-port", "0", "--http-port", "0", "--data-dir"]).arg(data_dir);
+    if !more.contains(&"--log") {
+        command.args(["--log", "warn"]);
+    }
+    command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Ok(command)
 }
 

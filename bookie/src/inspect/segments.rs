@@ -3,7 +3,7 @@
 use super::{Part, Report, gone};
 use crate::gc;
 use crate::manifest::Content;
-use crate::segments::{Segment, SegmentRow};
+use crate::segments::{Segment, SegmentRow, Wanting};
 use crate::store::Place;
 use std::io;
 
@@ -30,7 +30,13 @@ impl Report<'_> {
     fn segment(&mut self, row: &SegmentRow, segment: &Segment, content: &Content) -> io::Result<()> {
         let name = format!("segments/{:016x}.seg", row.id);
         let Ok(footer) = segment.footer() else {
-            self.findings.push(format!("{name}: missing, or its footer does not check"));
+            let what = match segment.wanting() {
+                Some(Wanting::Missing) => "the file is missing".to_owned(),
+                Some(Wanting::Unreadable(kind)) => format!("the file cannot be opened ({kind})"),
+                Some(Wanting::Length(len)) => format!("the file has {len} bytes instead of {}", row.len),
+                None => "its footer does not check".to_owned(),
+            };
+            self.findings.push(format!("{name}: {what}"));
             return Ok(());
         };
         let dead = gc::dead_blocks(footer, |ledger| gone(content, ledger));

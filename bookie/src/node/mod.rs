@@ -96,6 +96,17 @@ pub enum NodeError {
     /// Another process lives under this name, with another store.
     #[error("another bookie named {0} is alive, with another store; give this one a name of its own")]
     NameTaken(String),
+    /// The store is known to the cluster under another name.
+    #[error(
+        "the data directory holds the store of bookie {other}, not of {id}: were directories swapped, or was the name changed? \
+         Put this bookie's own directory back, or start it as {other}; nothing was registered"
+    )]
+    OtherBookie {
+        /// Who started.
+        id: String,
+        /// Whose store it is.
+        other: String,
+    },
     /// The cluster has given this store up: ledgers no longer count on it.
     #[error("the cluster has given up the store of bookie {0}; start it with an empty data directory")]
     Retired(String),
@@ -124,6 +135,7 @@ impl Coded for NodeError {
         match self {
             Self::Open(error) => error.code(),
             Self::Listen { .. } => Code::PORT_IN_USE,
+            Self::OtherBookie { .. } => Code::DATA_DIRECTORY_FOREIGN,
             Self::NameTaken(_) => Code::BOOKIE_NAME_TAKEN,
             Self::Retired(_) => Code::BOOKIE_RETIRED,
             Self::Record(_) => Code::FORMAT_TOO_NEW,

@@ -8,7 +8,8 @@
 //! | same incarnation, DataLoss | | DataLoss stays: only a controller's proof lifts it, with a new incarnation |
 //! | same incarnation, Lost | damaged | nothing counts on it any more: it gets a new incarnation and starts again with what it has |
 //! | same incarnation, Gone or Lost | | the start is refused: ledgers no longer count on this store |
-//! | another incarnation | sound | another store under the same name: ledgers that count on the old one know that by its incarnation |
+//! | another incarnation | sound | another store under the same name: ledgers that count on the old one know that by its incarnation. Told |
+//! | another name's incarnation | | the start is refused: the directory is another bookie's, or the name was changed |
 //! | | damaged | DataLoss |
 //!
 //! [`decide`] is pure; the shell writes over the revision it read. A store's starts are counted on its disk before it gets here, so
@@ -16,9 +17,10 @@
 
 use super::NodeError;
 use geminga_bookie_client::registry::record::{BookieRecord, LiveRecord, NodeState};
+use geminga_common::error::Code;
 use geminga_common::ids::BookieId;
 use geminga_common::metadata::keys::Keys;
-use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Txn, TxnOutcome};
+use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Txn, TxnOutcome, list_all};
 use geminga_common::retry::Backoff;
 use geminga_common::rng::Rng;
 use std::time::Duration;
@@ -86,6 +88,10 @@ async fn attempt(
         tracing::error!(bookie = %id, %error, "bookie record cannot be read");
         NodeError::Record(id.to_string())
     })?;
+    let news = known.as_ref().is_none_or(|known| known.incarnation != mine.record.incarnation);
+    if news && let Some(other) = namesake(meta, keys, id, mine).await? {
+        return Err(NodeError::OtherBookie { id: id.to_string(), other: other.to_string() });
+    }
     let record = match decide(known.as_ref(), mine) {
         Start::Write(record) => record,
         Start::Refused => return Err(NodeError::Retired(id.to_string())),
@@ -105,9 +111,46 @@ async fn attempt(
     };
     let txn = Txn { compares: vec![compare], ops: vec![Op::put(key, record.encode())] };
     match meta.txn(txn).await? {
-        TxnOutcome::Committed(_) => Ok(Some(record.state)),
+        TxnOutcome::Committed(_) => {
+            if let Some(known) = known {
+                tell_replaced(id, &known, mine);
+            }
+            Ok(Some(record.state))
+        }
         // Somebody changed it meanwhile: look again.
         TxnOutcome::CompareFailed => Ok(None),
+    }
+}
+
+/// The bookie of another name that the cluster knows this very store by. One that it has given up is none.
+async fn namesake(
+    meta: &dyn MetadataStore,
+    keys: &Keys,
+    id: &BookieId,
+    mine: &Mine,
+) -> Result<Option<BookieId>, NodeError> {
+    let own = keys.bookie(id);
+    let all = list_all(meta, &keys.bookies_prefix()).await?;
+    let other = all.iter().filter(|stored| stored.key != own).find(|stored| {
+        // What cannot be read says nothing of this store.
+        BookieRecord::decode(&stored.value).is_ok_and(|other| {
+            let given_up = matches!(other.state, NodeState::Gone | NodeState::Lost);
+            other.incarnation == mine.record.incarnation && !given_up
+        })
+    });
+    Ok(other.and_then(|stored| keys.bookie_of_key(&stored.key)))
+}
+
+/// Another store serves under a name: that is meant when it is a new one for what was lost, and else somebody should know.
+fn tell_replaced(id: &BookieId, known: &BookieRecord, mine: &Mine) {
+    let given_up = matches!(known.state, NodeState::Gone | NodeState::Lost);
+    if known.incarnation != mine.record.incarnation && !given_up {
+        tracing::warn!(
+            code = %Code::DATA_DIRECTORY_FOREIGN, bookie = %id,
+            known = %known.incarnation, found = %mine.record.incarnation,
+            "another store serves under this bookie's name from now on: what the cluster counted on in the one before is copied from \
+             other bookies. If the data directory was emptied or mistaken, stop this bookie and put the former one back"
+        );
     }
 }
 

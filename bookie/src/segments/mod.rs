@@ -18,6 +18,7 @@ use geminga_common::ids::{EntryId, LedgerId};
 use parking_lot::Mutex;
 pub(crate) use rebuild::rebuild;
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,10 +47,20 @@ pub(crate) struct SegmentRow {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Damaged;
 
+/// What of a segment's file is not as the manifest has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanting {
+    Missing,
+    Unreadable(io::ErrorKind),
+    /// It has so many bytes.
+    Length(u64),
+}
+
 pub(crate) struct Segment {
     pub(crate) row: SegmentRow,
     path: PathBuf,
     file: Option<Arc<dyn DiskFile>>,
+    wanting: Option<Wanting>,
     footer: OnceLock<Result<Footer, Damaged>>,
     /// Offsets of blocks that did not check, and whether there are any.
     bad: Mutex<BTreeSet<u64>>,
@@ -83,10 +94,29 @@ pub(crate) fn id_of(name: &str) -> Option<u64> {
 }
 
 impl Segment {
-    /// A segment whose file may be unreadable: that shows when it is asked.
+    /// A segment whose file may be missing or cut short, which counts as damage at once. Whether its footer checks shows when it is
+    /// asked.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path, row: SegmentRow) -> Self {
         let path = path(dir, row.id);
-        Self::of(disk.open(&path, OpenMode::Read).ok(), path, row)
+        let opened = disk.open(&path, OpenMode::Read).and_then(|file| Ok((file.len()?, file)));
+        let (file, wanting) = match opened {
+            Ok((len, file)) if len == row.len => (Some(file), None),
+            Ok((len, file)) => (Some(file), Some(Wanting::Length(len))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, Some(Wanting::Missing)),
+            Err(error) => (None, Some(Wanting::Unreadable(error.kind()))),
+        };
+        let mut segment = Self::of(file, path, row);
+        if wanting.is_some() {
+            segment.wanting = wanting;
+            segment.footer = OnceLock::from(Err(Damaged));
+            segment.unmergeable = AtomicBool::new(true);
+        }
+        segment
+    }
+
+    /// What of its file was not as it should be when it was opened.
+    pub(crate) fn wanting(&self) -> Option<Wanting> {
+        self.wanting
     }
 
     fn of(file: Option<Arc<dyn DiskFile>>, path: PathBuf, row: SegmentRow) -> Self {
@@ -96,6 +126,7 @@ impl Segment {
             punch_due: AtomicBool::new(row.punch_due),
             row,
             file,
+            wanting: None,
             footer: OnceLock::new(),
             bad: Mutex::default(),
             has_bad: AtomicBool::new(false),

@@ -18,6 +18,8 @@ pub(crate) struct FlushPlan {
     pub(crate) dead_below: Option<LedgerId>,
     /// Sorted by ledger.
     pub(crate) ledgers: Vec<(LedgerId, LedgerRow, Option<Frozen>)>,
+    /// Generations of journal files of which nothing is needed once the flush is committed.
+    pub(crate) spent: Vec<u64>,
 }
 
 impl Shard {
@@ -59,7 +61,10 @@ impl Shard {
             row.flushed = row.flushed.max(entries.as_ref().and_then(|e| e.last()).map(|e| e.id));
             ledgers.push((id, row, entries));
         }
-        FlushPlan { mark, durable: self.durable, dead_below: self.dead_below, ledgers }
+        // Only these may be recycled: the manifest lists any other, and one that is listed must be found again.
+        let spent =
+            self.retired.iter().filter(|(_, last)| *last < mark).map(|(file, _)| file.generation).collect();
+        FlushPlan { mark, durable: self.durable, dead_below: self.dead_below, ledgers, spent }
     }
 
     /// The flush is committed.
@@ -86,7 +91,9 @@ impl Shard {
             self.status = Status::Serving;
         }
         let durable = self.durable;
-        let done = self.retired.extract_if(.., |(_, last)| *last < plan.mark && *last <= durable);
+        let done = self
+            .retired
+            .extract_if(.., |(file, last)| plan.spent.contains(&file.generation) && *last <= durable);
         self.free.extend(done.map(|(file, _)| file));
     }
 

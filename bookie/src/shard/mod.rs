@@ -185,6 +185,8 @@ pub(crate) enum Status {
 #[derive(Clone)]
 pub(crate) struct JournalFile {
     pub(crate) generation: u64,
+    /// The generation that it was made with and that its name tells: a recycled file keeps its name.
+    pub(crate) made: u64,
     pub(crate) capacity: u64,
     pub(crate) file: Arc<dyn DiskFile>,
 }

@@ -19,7 +19,7 @@ struct Story {
 fn file(name: &str) -> JournalFile {
     let disk = SimDisk::new();
     let file = disk.open(&Path::new("/").join(name), OpenMode::CreateNew).unwrap();
-    JournalFile { generation: 1, capacity: 64 << 10, file }
+    JournalFile { generation: 1, made: 1, capacity: 64 << 10, file }
 }
 
 fn entry(id: u64, text: &'static [u8]) -> Entry {

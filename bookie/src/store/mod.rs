@@ -5,6 +5,7 @@
 
 mod files;
 mod keep;
+mod loss;
 mod merge;
 mod open;
 mod promote;
@@ -14,7 +15,7 @@ mod scrub;
 use crate::Config;
 use crate::format::journal::{batch_len, encode_batch};
 use crate::journal;
-use crate::manifest::{Change, Content, Manifest, ManifestError};
+use crate::manifest::{Change, Content, JournalRow, Manifest, ManifestError};
 use crate::mutant::{Mutant, active};
 use crate::segments::{self, BlockCache, Segment, SegmentRow};
 #[cfg(any(test, feature = "test-util"))]
@@ -24,6 +25,7 @@ pub(crate) use files::read_file;
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
 use geminga_common::ids::Incarnation;
+pub use loss::{Losses, Lost};
 pub use open::{OpenError, Whose, whose};
 pub(crate) use open::{Place, open_all, places};
 use parking_lot::Mutex;
@@ -130,7 +132,7 @@ impl Store {
             Err(error) if is_full(&error) && self.release_ballast() => self.prepare(recycled, size),
             other => other,
         };
-        match made {
+        match made.and_then(|file| self.list_file(file)) {
             Ok(file) => {
                 self.shard.lock().add_spare(file);
                 (true, Vec::new())
@@ -145,6 +147,16 @@ impl Store {
                 (false, self.shard.lock().fail())
             }
         }
+    }
+
+    /// Writes down that a journal file is ready, before it is used: one that is lost is missed then.
+    fn list_file(&self, file: JournalFile) -> io::Result<JournalFile> {
+        let listed = self.change(&Change { journal: vec![JournalRow::from(&file)], ..Change::default() });
+        if listed.as_ref().is_err_and(is_full) {
+            // Not to be used, and its room is wanted; the next start would take it over unused.
+            let _best_effort = self.disk.remove(&journal::path(&self.place.journal_dir, file.made));
+        }
+        listed.map(|()| file)
     }
 
     /// Flushes what is in the cache.
@@ -268,7 +280,7 @@ impl Store {
         let shard = self.shard.lock();
         let (mark, durable, dead_below) = (shard.resume_at() - 1, shard.durable(), shard.dead_below_durable);
         drop(shard);
-        let plan = FlushPlan { mark, durable, dead_below, ledgers: Vec::new() };
+        let plan = FlushPlan { mark, durable, dead_below, ledgers: Vec::new(), spent: Vec::new() };
         let next = self.next_segment.load(Ordering::Relaxed);
         if let Some(manifest) = self.manifest.lock().as_ref() {
             let _defect = manifest.commit(&plan, &[], next, (self.boot, 0));

@@ -4,17 +4,20 @@
 //! segments and one with identity and journal. Shard n lies in data directory n modulo their number, and so with journals.
 
 use super::files::{read_file, replace_file};
+use super::loss::{self, Losses, Lost};
 use super::room::{Ballast, cut_ballast};
 use super::scrub::Scrub;
 use super::{Counts, Locks, Store};
 use crate::format::identity::{Format, FormatError, Identity};
-use crate::manifest::{Content, Manifest, ManifestError};
+use crate::journal::Looked;
+use crate::manifest::{Change, Content, JournalRow, Manifest, ManifestError};
 use crate::mutant::{Mutant, active};
-use crate::segments::{self, BlockCache, SegmentSet, rebuild};
+use crate::segments::SegmentRow;
+use crate::segments::{self, BlockCache, Segment, SegmentSet, rebuild};
 use crate::shard::{JournalFile, Ledger, Shard, Status};
 use crate::{Config, ConfigError, journal};
 use geminga_common::clock::Clock;
-use geminga_common::disk::{AlignedBuf, Disk};
+use geminga_common::disk::{AlignedBuf, Disk, OpenMode};
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::Incarnation;
 use geminga_common::rng::Rng;
@@ -57,6 +60,11 @@ pub enum OpenError {
         /// Journal directories of its own that it has.
         journal_dirs: u16,
     },
+    /// It lacks what it had, and is to be refused then; nothing was changed.
+    #[error(
+        "{0}. Nothing was changed; put back what is missing, from a copy as new as the rest, and start again"
+    )]
+    Lost(Losses),
     /// It has lost nothing, so there is nothing to promote.
     #[error("the store has lost nothing: its incarnation stays")]
     NotLost,
@@ -87,7 +95,7 @@ impl Coded for OpenError {
             Self::InUse => Code::DATA_DIRECTORY_LOCKED,
             Self::Newer(_) => Code::FORMAT_TOO_NEW,
             Self::OtherCluster(_) => Code::DATA_DIRECTORY_FOREIGN,
-            Self::Format => Code::DATA_LOSS,
+            Self::Format | Self::Lost(_) => Code::DATA_LOSS,
             Self::Disk(error) if error.kind() == io::ErrorKind::StorageFull => Code::DISK_FULL,
             Self::Disk(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Code::READ_ONLY_DISK,
             Self::Disk(_) | Self::NotLost => Code::DATA_DIRECTORY_UNUSABLE,
@@ -190,6 +198,7 @@ fn try_open(
     let opening = Opening { places: places(config), config, disk: &**disk };
     let locks = opening.lock()?;
     opening.refuse_newer()?;
+    opening.refuse(opening.lost_directories()?)?;
     for place in &opening.places {
         disk.create_dir_all(&place.journal_dir)?;
         disk.create_dir_all(&place.data_dir.join("segments"))?;
@@ -200,15 +209,18 @@ fn try_open(
     }
     let format = opening.format()?;
     let mut identities = opening.identities(&format)?;
+    let mut lost = Vec::new();
     let each = opening.places.iter().zip(&mut identities);
-    let manifests: Vec<_> =
-        each.map(|(place, identity)| manifest(&**disk, place, identity)).collect::<Result<_, _>>()?;
+    let found: Vec<Found> = each
+        .map(|(place, identity)| opening.look((place, format.store), identity, &mut lost))
+        .collect::<Result<_, _>>()?;
+    opening.refuse(lost)?;
     opening.catch_up(&mut identities)?;
     let mut stores = Vec::new();
-    for ((place, identity), known) in opening.places.iter().zip(identities).zip(manifests) {
+    for ((place, identity), found) in opening.places.iter().zip(identities).zip(found) {
         let context = (config.share(), disk.clone(), clock.clone());
         let named = (place.clone(), format.store, identity);
-        stores.push(Store::open(context, named, known, locks.clone())?);
+        stores.push(Store::open(context, named, found, locks.clone())?);
     }
     if stores.iter().any(|store| store.shard.lock().status == Status::DataLoss) {
         stores.iter().for_each(|store| store.shard.lock().status = Status::DataLoss);
@@ -222,7 +234,71 @@ struct Opening<'a> {
     disk: &'a dyn Disk,
 }
 
+/// What lies in one place, looked at and not touched.
+struct Found {
+    manifest: Option<Manifest>,
+    content: Content,
+    segments: Vec<Arc<Segment>>,
+    journal: Looked,
+}
+
 impl Opening<'_> {
+    /// Those of a store that was made once; a blank one has none yet.
+    fn lost_directories(&self) -> io::Result<Vec<Lost>> {
+        match read_file(self.disk, &self.config.data_dir.join("FORMAT"))? {
+            Some(_) => loss::directories(self.disk, &self.places),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What to do with losses: each is told, unless the store is refused for them.
+    fn refuse(&self, lost: Vec<Lost>) -> Result<(), OpenError> {
+        if self.config.refuse_losses && !lost.is_empty() {
+            return Err(OpenError::Lost(Losses(lost)));
+        }
+        for Lost { path, what } in lost {
+            let path = path.display();
+            tracing::error!(
+                code = %Code::DATA_LOSS, %path,
+                "{path} {what}. What was in it cannot be read here until repair has copied it back from other \
+                 bookies, or the file is put back while this one is stopped"
+            );
+        }
+        Ok(())
+    }
+
+    /// Looks at what lies in a place. Losses that leave the store as a whole in doubt are marked in its identity; missing segments are
+    /// damage.
+    fn look(
+        &self,
+        (place, store): (&Place, u64),
+        identity: &mut Identity,
+        lost: &mut Vec<Lost>,
+    ) -> Result<Found, OpenError> {
+        if identity.data_loss {
+            lost.push(loss::identity(self.disk, place)?);
+        }
+        let (manifest, content) = manifest(self.disk, place, identity, lost)?;
+        let dir = place.data_dir.join("segments");
+        let open = |row: &SegmentRow| Arc::new(Segment::open(self.disk, &dir, row.clone()));
+        let segments: Vec<_> = content.segments.iter().map(open).collect();
+        lost.extend(loss::segments(&segments));
+        let marks = (content.mark, content.durable);
+        let looked = journal::look(self.disk, place, store, marks)?;
+        let unnoticed = active(Mutant::JournalLossUnnoticed);
+        let mut missing = if unnoticed {
+            Vec::new()
+        } else {
+            loss::journal(place, (&content, manifest.is_some()), &looked, identity.boot)
+        };
+        if identity.journaled && looked.is_empty() && !unnoticed {
+            missing = vec![loss::no_journal(place)];
+        }
+        identity.data_loss |= looked.damaged() || !missing.is_empty();
+        lost.extend(missing);
+        Ok(Found { manifest, content, segments, journal: looked })
+    }
+
     fn lock(&self) -> Result<Locks, OpenError> {
         let mut locks = Vec::new();
         let roots = std::iter::once(&self.config.data_dir);
@@ -250,9 +326,15 @@ impl Opening<'_> {
         let layout =
             (config.shards, 1 + config.more_data_dirs.len() as u16, config.journal_dirs.len() as u16);
         let Some(bytes) = read_file(self.disk, &config.data_dir.join("FORMAT"))? else {
+            // Formatting that was cut short made none of these.
             for place in &self.places {
-                if self.disk.list(&place.data_dir)?.iter().any(|name| name == "manifest.redb") {
-                    return Err(OpenError::Format);
+                for dir in [&place.data_dir, &place.data_dir.join("segments"), &place.journal_dir] {
+                    let data = |name: &String| {
+                        name == "manifest.redb" || name.ends_with(".seg") || name.ends_with(".jnl")
+                    };
+                    if self.disk.list(dir)?.iter().any(data) {
+                        return Err(OpenError::Format);
+                    }
                 }
             }
             return self.fresh(layout);
@@ -378,22 +460,35 @@ fn manifest(
     disk: &dyn Disk,
     place: &Place,
     identity: &mut Identity,
+    losses: &mut Vec<Lost>,
 ) -> Result<(Option<Manifest>, Content), OpenError> {
     let dir = &place.data_dir;
-    let known = disk.list(dir)?.iter().any(|name| name == "manifest.redb");
-    identity.data_loss |= identity.boot > 0 && !known;
+    let path = dir.join("manifest.redb");
+    let mut known = disk.list(dir)?.iter().any(|name| name == "manifest.redb");
+    if known && identity.boot > 0 {
+        // redb would make a new database of an empty file.
+        known = disk.open(&path, OpenMode::Read)?.len()? > 0;
+    }
+    if identity.boot > 0 && !known {
+        losses.push(loss::manifest(place, "is missing or empty"));
+        identity.data_loss = true;
+    }
     let lost = || rebuild(disk, &dir.join("segments"));
     if identity.data_loss && !known {
         return Ok((None, lost()?));
     }
-    match Manifest::open(disk, &dir.join("manifest.redb")) {
+    match Manifest::open(disk, &path) {
         Ok((manifest, content)) => {
             // A directory that went back in time.
-            identity.data_loss |= content.boot > identity.boot;
+            if content.boot > identity.boot {
+                losses.push(loss::manifest(place, "is newer than the identity beside it"));
+                identity.data_loss = true;
+            }
             Ok((Some(manifest), content))
         }
         Err(ManifestError::Io(error)) => Err(error.into()),
         Err(ManifestError::Damaged) => {
+            losses.push(loss::manifest(place, "is damaged"));
             identity.data_loss = true;
             Ok((None, lost()?))
         }
@@ -406,17 +501,13 @@ impl Store {
     fn open(
         (config, disk, clock): Context,
         (place, id, mut identity): (Place, u64, Identity),
-        (manifest, content): (Option<Manifest>, Content),
+        found: Found,
         locks: Locks,
     ) -> Result<Self, OpenError> {
         identity.boot += 1;
         write_identity(&*disk, &place, &identity)?;
-        let replay = journal::replay(&*disk, &place, id, (content.mark, content.durable))?;
-        let vanished = identity.journaled && replay.files.is_empty() && !active(Mutant::JournalLossUnnoticed);
-        if (replay.damaged || vanished) && !identity.data_loss {
-            identity.data_loss = true;
-            write_identity(&*disk, &place, &identity)?;
-        }
+        let Found { manifest, content, segments, journal } = found;
+        let replay = journal.replay(&*disk, &place)?;
         let status = if identity.data_loss { Status::DataLoss } else { Status::Serving };
         let store = Self {
             blocks: BlockCache::new(config.block_cache),
@@ -441,7 +532,7 @@ impl Store {
             clock,
         };
         let mark = content.mark;
-        store.load(&content, replay.records);
+        store.load(&content, segments, replay.records);
         if status == Status::Serving {
             store.remove_orphans(&content)?;
             let end = if active(Mutant::ReplayedFileAppended) { replay.end } else { None };
@@ -457,8 +548,12 @@ impl Store {
     }
 
     /// Puts what the manifest and the journal know into the machine.
-    fn load(&self, content: &Content, records: Vec<crate::format::journal::Record>) {
-        let segments = self.open_segments(content.segments.clone());
+    fn load(
+        &self,
+        content: &Content,
+        segments: Vec<Arc<Segment>>,
+        records: Vec<crate::format::journal::Record>,
+    ) {
         for block in &content.bad {
             let segment = segments.iter().find(|s| s.row.id == block.segment);
             segment.map(|segment| segment.mark_bad(block.offset));
@@ -495,6 +590,8 @@ impl Store {
         let spent = files.extract_if(.., |(_, last)| *last < mark).map(|(file, _)| file);
         let mut free: Vec<_> = spent.collect();
         let first = self.prepare(free.pop(), size)?;
+        let needed = files.iter().map(|(file, _)| file).chain([&first]).map(JournalRow::from).collect();
+        self.change(&Change { journal: needed, files_of: Some(self.boot), ..Change::default() })?;
         self.shard.lock().begin(stopped, first, files, free);
         let mut buf = AlignedBuf::zeroed(4096);
         while let Some(batch) = { self.shard.lock().next_batch() } {

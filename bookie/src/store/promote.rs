@@ -84,6 +84,8 @@ impl Store {
             plan
         };
         self.flush(&plan)?;
+        // A shard that was sound had begun a journal at this start; none of it is needed any more. No start has the number 0.
+        self.change(&Change { files_of: Some(0), ..Change::default() })?;
         for name in self.disk.list(&self.place.journal_dir)? {
             if name.ends_with(".jnl") {
                 self.disk.remove(&self.place.journal_dir.join(name))?;

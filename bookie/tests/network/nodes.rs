@@ -191,3 +191,73 @@ async fn a_store_that_lost_something_starts_again_as_another_once_it_is_let_go_o
     let (ended, ()) = tokio::join!(running, story);
     ended.unwrap();
 }
+
+/// Stores an entry of a ledger and waits until it lies in a segment.
+async fn flushed(node: &Node, ledger: u64) {
+    let bookie = node.bookie().clone();
+    let before = bookie.figures().segments;
+    bookie.store_copies(LedgerId(ledger), vec![entry(ledger, 0, 100)]).await.unwrap();
+    bookie.flush_soon();
+    while bookie.figures().segments == before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_segment_is_damage_from_the_start_on_and_comes_back_with_its_file() {
+    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    flushed(&node, 7).await;
+    node.stop().await;
+    let segments = dir.path().join("b1/segments");
+    let name = RealDisk.list(&segments).unwrap().remove(0);
+    let aside = dir.path().join("aside");
+    RealDisk.rename(&segments.join(&name), &aside).unwrap();
+    let (ledger, first) = (LedgerId(7), EntryId(0));
+    let read = Read { ledger, first, last: first, bytes_max: 1, class: ReadClass::Tail };
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    assert_eq!(node.state(), NodeState::ReadWrite, "the others of its ledgers are sound");
+    assert_eq!(record(&metadata, "b1").await.damage, 1, "repair is told before anybody reads");
+    assert_eq!(node.bookie().read(read).await, ReadAnswer::Unknown(Doubt::Damaged));
+    // What repair does.
+    node.bookie().store_copies(ledger, vec![entry(7, 0, 100)]).await.unwrap();
+    assert_eq!(node.bookie().read(read).await, ReadAnswer::Found(vec![entry(7, 0, 100)]));
+    node.stop().await;
+    RealDisk.rename(&aside, &segments.join(&name)).unwrap();
+    let node = Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap();
+    assert_eq!(record(&metadata, "b1").await.damage, 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swapped_directories_are_refused_and_nothing_is_registered() {
+    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    let swap = || {
+        let at = |name: &str| dir.path().join(name);
+        for (from, to) in [("b1", "aside"), ("b2", "b1"), ("aside", "b2")] {
+            RealDisk.rename(&at(from), &at(to)).unwrap();
+        }
+    };
+    for name in ["b1", "b2"] {
+        Node::start(config(name, dir.path()), parts(&metadata)).await.unwrap().stop().await;
+    }
+    let before = [record(&metadata, "b1").await, record(&metadata, "b2").await];
+    swap();
+    for (name, other) in [("b1", "b2"), ("b2", "b1")] {
+        let refused = Node::start(config(name, dir.path()), parts(&metadata)).await.err().unwrap();
+        assert_eq!(refused.code(), Code::DATA_DIRECTORY_FOREIGN, "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains(&format!("store of bookie {other}, not of {name}")), "{text}");
+    }
+    assert_eq!([record(&metadata, "b1").await, record(&metadata, "b2").await], before);
+    swap();
+    for name in ["b1", "b2"] {
+        let node = Node::start(config(name, dir.path()), parts(&metadata)).await.unwrap();
+        assert_eq!(node.state(), NodeState::ReadWrite);
+        node.stop().await;
+    }
+    // One that was given up under its name may serve under another.
+    swap();
+    change(&metadata, "b2", |record| record.state = NodeState::Lost).await;
+    Node::start(config("b1", dir.path()), parts(&metadata)).await.unwrap().stop().await;
+}

@@ -68,6 +68,13 @@ pub(super) enum End {
     Silent,
 }
 
+impl End {
+    /// Whether the peer broke the rules of the protocol, or speaks none of it.
+    fn by_what_it_sent(&self) -> bool {
+        matches!(self, Self::Frame(_) | Self::Command(_) | Self::Violation(_))
+    }
+}
+
 /// Serves one client until it leaves.
 pub(super) async fn serve(broker: Arc<Broker>, socket: TcpStream, address: SocketAddr) {
     let _latency_over_packets = socket.set_nodelay(true);
@@ -85,6 +92,14 @@ pub(super) async fn serve(broker: Arc<Broker>, socket: TcpStream, address: Socke
     };
     let end = connection.run(reader).await;
     tracing::debug!(%address, %end, "connection ended");
+    if end.by_what_it_sent()
+        && let Some(untold) = broker.strangers.sent_away(broker.clock.mono())
+    {
+        tracing::info!(
+            %address, reason = %end, untold,
+            "a connection was closed for what it sent: is it a client of the Pulsar protocol, with TLS on neither side or both?"
+        );
+    }
     leave(&peer);
 }
 

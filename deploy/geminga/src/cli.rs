@@ -55,6 +55,9 @@ pub(crate) struct StandaloneArgs {
     /// Allow a bind address other than the loopback although nobody is authenticated.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Start although the store lacks files that it had, and serve what is left of it.
+    #[arg(long)]
+    pub(crate) serve_damaged: bool,
 }
 
 /// Flags of `broker`. A flag beats `GEMINGA_BROKER_<KEY>`, which beats the file, which beats the default.

@@ -9,7 +9,7 @@ use crate::cli::StandaloneArgs;
 use crate::halves::Halves;
 use crate::{failure, process};
 use anyhow::Context as _;
-use geminga_bookie::{Bookie, Health, InProcess};
+use geminga_bookie::{Bookie, Health, InProcess, OpenError};
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
@@ -46,6 +46,11 @@ pub(crate) struct Config {
     log: String,
     /// Allow another bind address than the loopback although nobody is authenticated. Default false.
     insecure: bool,
+    /// Start although the store lacks files that it had, and serve what is left: for reading what can be read, once. Entries that were
+    /// in them are answered as not readable, never as absent, and topics that need them stay shut. After the loss of a journal file,
+    /// the manifest or an identity the store takes nothing any more, and a file put back later is not believed. Default false: the
+    /// start is refused and nothing changed.
+    serve_damaged: bool,
     /// Threads that serve connections and topics, 0 for half of the cores. Default 0, at most 256.
     threads: usize,
     /// The broker.
@@ -65,6 +70,7 @@ impl Default for Config {
             http_port: 8080,
             log: "info".to_owned(),
             insecure: false,
+            serve_damaged: false,
             threads: 0,
             broker: geminga_broker::Config::default(),
             offload: geminga_offload::Config::default(),
@@ -99,6 +105,7 @@ fn load(args: &StandaloneArgs) -> anyhow::Result<Config> {
         ("http_port", args.http_port.map(|port| i64::from(port).into())),
         ("log", args.log.clone().map(Into::into)),
         ("insecure", args.insecure.then_some(toml::Value::Boolean(true))),
+        ("serve_damaged", args.serve_damaged.then_some(toml::Value::Boolean(true))),
     ];
     process::load("standalone", args.config.as_deref(), flags)
 }
@@ -134,7 +141,9 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let tasks = TaskGroup::new();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let message_max = config.broker.max_message_size.0 as usize;
-    let settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
+    let mut settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
+    // There is no other copy to heal from.
+    settings.refuse_losses = !config.serve_damaged;
     let _lock = lock(disk.as_ref(), dir)?;
     let (metadata, bookie) = open_halves(settings, &disk, &clock, dir, &storage_tasks).await?;
     let (broker, addresses) =
@@ -178,9 +187,19 @@ async fn open_halves(
     let metadata: Arc<dyn MetadataStore> = Arc::new(metadata);
     let checked = halves.check(&*metadata, whose).await?;
     let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
-        .map_err(|error| failure::about(&error, "opening the store in", &store_path))?;
+        .map_err(|error| store_failure(&error, &store_path))?;
     halves.register(&*metadata, checked, &bookie).await?;
     Ok((metadata, bookie))
+}
+
+fn store_failure(error: &OpenError, path: &Path) -> anyhow::Error {
+    let failure = failure::about(error, "opening the store in", path);
+    match error {
+        OpenError::Lost(_) => {
+            anyhow::anyhow!("{failure}. Without a copy, --serve-damaged serves what is left, for reading it")
+        }
+        _ => failure,
+    }
 }
 
 fn metadata_failure(error: &redb::OpenError, path: &Path) -> anyhow::Error {
