@@ -253,8 +253,7 @@ mod tests {
     use super::*;
     use geminga_common::disk::OpenMode;
     use geminga_common::disk::sim::SimDisk;
-    use geminga_common::ids::{BookieId, Term};
-    use std::path::PathBuf;
+    use geminga_common::ids::Term;
 
     /// Of a manifest that was closed in order, every written sector in turn becomes something else: opening says so, or gives what
     /// was stored, and does not panic.
@@ -263,7 +262,6 @@ mod tests {
         let path = Path::new("/manifest.redb");
         let disk = SimDisk::new();
         disk.create_dir_all(Path::new("/")).unwrap();
-        let config = crate::Config::new(BookieId::new("b").unwrap(), PathBuf::from("/"), "test");
         let ledgers: Vec<_> = (0..200)
             .map(|n| (LedgerId(n), LedgerRow { term: Term(n), ..LedgerRow::default() }, None))
             .collect();
