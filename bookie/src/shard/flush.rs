@@ -102,6 +102,8 @@ impl Shard {
         self.flushing = false;
         self.status = Status::DiskFull;
         self.frozen_bytes = 0;
+        // A watermark alone is something to flush as well: without a next flush the store would stay full for ever.
+        self.dirty_since.get_or_insert(now);
         for (id, _, entries) in plan.ledgers {
             self.touch(id, now);
             let ledger = self.ledgers.entry(id).or_default();
@@ -112,8 +114,9 @@ impl Shard {
         }
     }
 
-    /// Nothing more is taken: no journal file can be had.
+    /// Nothing more is taken: no journal file can be had. One is wanted until there is one, since no add asks for it any more.
     pub(crate) fn disk_full(&mut self) {
+        self.starved = true;
         if self.status == Status::Serving {
             self.status = Status::DiskFull;
         }

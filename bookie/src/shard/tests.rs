@@ -176,6 +176,27 @@ fn a_full_cache_makes_adds_wait_for_a_flush() {
 }
 
 #[test]
+fn a_full_disk_that_has_room_again_is_noticed_without_anything_to_store() {
+    let mut story = Story::new();
+    let admitted = story.shard.admit(Op::Watermark { to: LedgerId(7), done: Box::new(|_| ()) }, Mono::ZERO);
+    assert!(matches!(admitted, Admitted::Queued));
+    let plan = story.shard.begin_flush().unwrap();
+    story.shard.undo_flush(plan, Mono::ZERO);
+    assert_eq!(story.shard.status, Status::DiskFull);
+    let plan = story.shard.begin_flush().expect("a watermark is flushed again");
+    story.shard.end_flush(plan, Arc::new(SegmentSet::default()));
+    assert_eq!(story.shard.status, Status::Serving);
+    assert!(story.shard.wants_file().is_none());
+    story.shard.disk_full();
+    assert!(story.shard.wants_file().is_some(), "a file is wanted");
+    story.shard.disk_full();
+    assert!(story.shard.wants_file().is_some(), "and wanted again, as often as there was no room");
+    story.shard.add_spare(file("k"));
+    assert_eq!(story.shard.status, Status::Serving);
+    assert!(story.shard.wants_file().is_none());
+}
+
+#[test]
 fn reserves_let_recoveries_and_cursors_write_on_a_full_disk_and_end() {
     use geminga_bookie_client::record::{LedgerAttributes, LedgerKind};
     let attributes = LedgerAttributes {

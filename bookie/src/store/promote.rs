@@ -8,15 +8,16 @@ use super::open::write_identity;
 use super::{OpenError, Store, open_all};
 use crate::Config;
 use crate::format::identity::Identity;
-use crate::manifest::{Change, Manifest};
+use crate::manifest::Manifest;
 use crate::mutant::{Mutant, active};
-use crate::segments;
-use crate::shard::Status;
+use crate::segments::{self, SegmentRow};
+use crate::shard::{FlushPlan, Status};
 use geminga_common::clock::Clock;
 use geminga_common::disk::Disk;
 use geminga_common::ids::{Incarnation, LedgerId};
 use geminga_common::rng::Rng;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -53,6 +54,32 @@ pub(crate) fn promote(
 }
 
 impl Store {
+    /// A manifest of what the segments tell. It gets its name once all of it is in: half of one, found after a crash, would be believed,
+    /// and segments that it lists without their ledgers' rows hold entries that reads deny.
+    fn make_manifest(&self, path: &Path) -> io::Result<Manifest> {
+        let new = path.with_extension("new");
+        match self.disk.remove(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let made = Manifest::open(&*self.disk, &new);
+        let (manifest, _) = made.map_err(|_| io::Error::other("no manifest can be made"))?;
+        let (put, plan) = {
+            let shard = self.shard.lock();
+            let put: Vec<SegmentRow> = shard.segments.all.iter().map(|s| s.row()).collect();
+            let rows = shard.ledgers.iter().map(|(id, ledger)| (*id, ledger.row.clone(), None));
+            let mut ledgers: Vec<_> = rows.collect();
+            ledgers.sort_by_key(|(id, ..)| *id);
+            // The journal is replayed from its beginning until the flush that follows is in.
+            (put, FlushPlan { mark: 1, durable: 0, dead_below: shard.dead_below, ledgers })
+        };
+        let next_segment = self.next_segment.load(Ordering::Relaxed);
+        manifest.commit(&plan, &put, next_segment, (self.boot, 0))?;
+        self.disk.rename(&new, path)?;
+        self.disk.sync_dir(&self.place.data_dir)?;
+        Ok(manifest)
+    }
+
     /// Makes what can be read of a damaged store sound, without its journal.
     fn settle(&self) -> io::Result<()> {
         let dir = &self.place.data_dir;
@@ -66,12 +93,7 @@ impl Store {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => self.disk.sync_dir(dir)?,
             }
-            let made = Manifest::open(&*self.disk, &path);
-            let (manifest, _) = made.map_err(|_| io::Error::other("no manifest can be made"))?;
-            *self.manifest.lock() = Some(manifest);
-            let put = self.shard.lock().segments.all.iter().map(|s| s.row()).collect();
-            let next_segment = self.next_segment.load(Ordering::Relaxed);
-            self.change(&Change { put, next_segment, ..Change::default() })?;
+            *self.manifest.lock() = Some(self.make_manifest(&path)?);
         }
         let plan = {
             let mut shard = self.shard.lock();

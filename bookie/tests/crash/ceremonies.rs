@@ -8,9 +8,11 @@ use crate::sites::{look_anew, on};
 use crate::workload::{Run, clock};
 use crate::{Fault, Recorded, Report, record};
 use geminga_bookie::{Health, promote};
+use geminga_bookie_client::rpc::{Read, ReadAnswer, ReadClass};
 use geminga_common::checksum::crc32c;
 use geminga_common::disk::sim::{Crash, SimDisk};
 use geminga_common::disk::{Disk as _, OpenMode};
+use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::rng::Rng;
 use std::path::Path;
 
@@ -132,7 +134,29 @@ fn after(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<S
     if lost && let Err(error) = promote(run.config.clone(), on(disk), clock()) {
         found.push(format!("is not promoted: {error}"));
     }
+    if let Ceremony::Promotion(_) = ceremony {
+        found.extend(denied(disk, run));
+    }
     if found.is_empty() && dice.is_multiple_of(4) { go_on(disk, run, &expected, dice) } else { found }
+}
+
+/// What a promoted store lists and yet denies to readers: repair counts it as a holder of what it lists.
+fn denied(disk: &SimDisk, run: &Recorded) -> Vec<String> {
+    let steps = match open(disk, &run.config) {
+        Ok(steps) => steps,
+        Err(error) => return vec![format!("does not open once it is promoted: {error}")],
+    };
+    let mut found = Vec::new();
+    for ledger in (0..40).map(LedgerId) {
+        let listed = steps.stat(ledger).map(|stat| stat.present).unwrap_or_default();
+        for id in listed.iter().flat_map(|run| (run.first.0..=run.last.0).map(EntryId)) {
+            let read = Read { ledger, first: id, last: id, bytes_max: 1 << 20, class: ReadClass::Tail };
+            if let ReadAnswer::NotFound(_) = steps.read(read) {
+                found.push(format!("lists {ledger}:{id} and says that it does not exist"));
+            }
+        }
+    }
+    found
 }
 
 /// The same store as the first format has it: `FORMAT` without directories, `IDENTITY` without a shard.

@@ -185,7 +185,10 @@ async fn attempt(cx: &Cx, record: LedgerRecord, bookies: &Bookies) -> Result<Dec
             for effect in std::mem::take(&mut effects) {
                 match effect {
                     Effect::Close(record) => return Ok(Decided { record, told, planned }),
-                    Effect::Stop(verdict) => return Err(verdict),
+                    Effect::Stop(verdict) => {
+                        cx.note("stop", state.record().id.0, 0, || format!("{verdict:?}"));
+                        return Err(verdict);
+                    }
                     Effect::Place(slots) => {
                         let members: Vec<BookieRef> = state.members().cloned().collect();
                         let found = place(cx, bookies, slots, &members);
@@ -198,10 +201,22 @@ async fn attempt(cx: &Cx, record: LedgerRecord, bookies: &Bookies) -> Result<Dec
             }
         }
         match inbox.next().await {
-            Happened::Tail(slot, result) => state.on_tail(slot, result, &mut effects),
+            Happened::Tail(slot, result) => {
+                cx.note("tail", state.record().id.0, slot.into(), || match &result {
+                    Ok(Tail { lac, present, doubtful, .. }) => {
+                        format!("slot {slot}: lac {lac:?}, present {present:?}, doubtful {doubtful:?}")
+                    }
+                    Err(error) => format!("slot {slot} has no tail: {error}"),
+                });
+                state.on_tail(slot, result, &mut effects);
+            }
             Happened::Read(slot, first, answer) => state.on_read(slot, first, answer, &mut effects),
             Happened::Last(entry) => state.on_last(entry, &mut effects),
             Happened::Added(slot, generation, ids, result) => {
+                if let Err(error) = &result {
+                    let what = || format!("slot {slot} does not take {} to {}: {error}", ids.0, ids.1);
+                    cx.note("refused", state.record().id.0, slot.into(), what);
+                }
                 state.on_added(slot, generation, ids, result, &mut effects);
             }
             Happened::Patience => state.on_patience_over(&mut effects),

@@ -1,10 +1,13 @@
 //! The museum in SIM0: every mutant is caught, and by a promise rather than by chance. `GEMINGA_MUSEUM_RUNS=10` prints the table of the
-//! room's README: median of the seeds it took, over that many base seeds.
+//! room's README: median of the seeds it took, over that many base seeds. `GEMINGA_MUSEUM_CHECKPOINT=file` keeps the runs that are done.
 
 use crate::run;
+use crate::totals::replace;
 use geminga_bookie::mutant::Mutant as StoreMutant;
 use geminga_bookie_client::mutant::Mutant;
 use geminga_common::museum;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 #[derive(Clone, Copy, Debug)]
 enum Back {
@@ -13,7 +16,7 @@ enum Back {
 }
 
 /// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
-const MUSEUM: [(&str, Back, u64, &[&str]); 25] = [
+const MUSEUM: [(&str, Back, u64, &[&str]); 27] = [
     ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
     ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
     ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
@@ -37,6 +40,8 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 25] = [
     ("own", Back::Protocol(Mutant::EpochOfRevision), 4000, &["I20", "S2"]),
     ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
     ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
+    ("own", Back::Protocol(Mutant::ReleaseUnchecked), 2000, &["I15"]),
+    ("own", Back::Store(StoreMutant::IncarnationKept), 2000, &["I7"]),
     ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),
 ];
@@ -50,44 +55,102 @@ impl Back {
     }
 }
 
-/// Seeds until it is caught, and what it broke.
-fn caught(back: Back, base: u64, most: u64) -> Option<(u64, String)> {
+/// What one run of one mutant came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Run {
+    /// Seeds it took; `None`: not caught.
+    seeds: Option<u64>,
+    broken: String,
+}
+
+fn run(back: Back, base: u64, most: u64) -> Run {
     let _back = back.bring_back();
-    (0..most).find_map(|n| run::seed(base + n, false).broken.map(|broken| (n + 1, broken)))
+    let caught = (0..most).find_map(|n| run::seed(base + n, false).broken.map(|broken| (n + 1, broken)));
+    let (seeds, broken) = caught.unzip();
+    Run { seeds, broken: broken.unwrap_or_default().replace('\n', " ") }
+}
+
+/// Runs that are done, by mutant and number, in a file that a later start goes on from.
+#[derive(Default)]
+struct Done(BTreeMap<String, Run>);
+
+impl Done {
+    fn file() -> Option<String> {
+        std::env::var("GEMINGA_MUSEUM_CHECKPOINT").ok()
+    }
+
+    fn parse(text: &str) -> Self {
+        let line = |line: &str| {
+            let mut parts = line.splitn(3, '\t');
+            let key = parts.next()?.to_owned();
+            let seeds = parts.next()?.parse().ok();
+            Some((key, Run { seeds, broken: parts.next()?.to_owned() }))
+        };
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    fn text(&self) -> String {
+        let seeds = |run: &Run| run.seeds.map_or_else(|| "-".to_owned(), |seeds| seeds.to_string());
+        self.0.iter().map(|(key, run)| format!("{key}\t{}\t{}\n", seeds(run), run.broken)).collect()
+    }
+
+    /// What a run came to; it is made if it is not in the file.
+    fn run(&mut self, back: Back, number: u64, most: u64) -> Run {
+        let key = format!("{back:?} {number}");
+        if let Some(done) = self.0.get(&key) {
+            return done.clone();
+        }
+        let done = run(back, 1_000_000 * (number + 1), most);
+        self.0.insert(key, done.clone());
+        if let Some(file) = Self::file() {
+            replace(Path::new(&file), &self.text());
+        }
+        done
+    }
+}
+
+#[test]
+fn runs_survive_their_file() {
+    let text = "Store(FenceLost) 0\t2\tI5: b1 took\nStore(FenceLost) 1\t-\t\n";
+    assert_eq!(Done::parse(text).text(), text);
 }
 
 #[test]
 fn every_mutant_is_caught() {
     let asked = std::env::var("GEMINGA_MUSEUM_RUNS").ok().and_then(|n| n.parse().ok());
     let only = std::env::var("GEMINGA_MUSEUM_ONLY").ok();
+    let mut done = Done::file().and_then(|file| std::fs::read_to_string(file).ok());
+    let mut done = done.take().map_or_else(Done::default, |text| Done::parse(&text));
     // The short form leaves out what may take minutes.
     let (runs, longest) = (asked.unwrap_or(1_u64), if asked.is_some() { u64::MAX } else { 2000 });
     let mut missed = Vec::new();
+    println!("| | mutant | median of {runs} | least | most | breaks |\n|---|---|---|---|---|---|");
     for (number, back, most, promises) in MUSEUM {
-        if only.is_none() && most > longest
-            || only.as_ref().is_some_and(|only| !format!("{back:?}").contains(only.as_str()))
-        {
+        let left_out =
+            only.as_ref().map_or(most > longest, |only| !format!("{back:?}").contains(only.as_str()));
+        if left_out {
             continue;
         }
-        let mut counts = Vec::new();
-        let mut example = String::new();
-        for run in 0..runs {
-            match caught(back, 1_000_000 * (run + 1), most) {
-                Some((seeds, broken)) => {
-                    if !promises.iter().any(|p| broken.starts_with(p)) {
-                        missed.push(format!("{back:?} is caught by the wrong promise: {broken}"));
-                    }
-                    counts.push(seeds);
-                    example = broken;
-                }
-                None => missed
-                    .push(format!("{back:?} is not caught in {most} seeds from {}", 1_000_000 * (run + 1))),
-            }
+        let all: Vec<Run> = (0..runs).map(|number| done.run(back, number, most)).collect();
+        for run in all
+            .iter()
+            .filter(|run| run.seeds.is_none() || !promises.iter().any(|p| run.broken.starts_with(p)))
+        {
+            missed.push(format!("{back:?} is not caught as it should be: {run:?}"));
         }
+        // Who was not caught took more than all the others.
+        let mut counts: Vec<u64> = all.iter().map(|run| run.seeds.unwrap_or(u64::MAX)).collect();
         counts.sort_unstable();
-        let median = counts.get(counts.len() / 2);
-        let text: String = example.chars().take(110).collect();
-        println!("| {number} | {back:?} | {median:?} | {:?} | {text} |", counts.last());
+        let told = |seeds: u64| if seeds == u64::MAX { format!("> {most}") } else { seeds.to_string() };
+        let named: BTreeSet<&str> = all.iter().filter_map(|run| run.broken.split(':').next()).collect();
+        let named: Vec<&str> = named.into_iter().collect();
+        println!(
+            "| {number} | {back:?} | {} | {} | {} | {} |",
+            told(counts[counts.len() / 2]),
+            told(counts[0]),
+            told(counts[counts.len() - 1]),
+            named.join(", ")
+        );
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }

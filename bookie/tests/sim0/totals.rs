@@ -23,6 +23,16 @@ fn file() -> Option<String> {
     std::env::var("GEMINGA_SIM0_CHECKPOINT").ok()
 }
 
+/// Puts text in the place of a file, whole or not at all.
+pub(crate) fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    let _absent = RealDisk.remove(&new);
+    let out = RealDisk.open(&new, OpenMode::CreateNew).unwrap();
+    out.write_all_at(text.as_bytes(), 0).unwrap();
+    out.sync_data().unwrap();
+    RealDisk.rename(&new, path).unwrap();
+}
+
 impl Totals {
     /// At `first`, or where the checkpoint says.
     pub(crate) fn begin(first: u64) -> Self {
@@ -67,13 +77,9 @@ impl Totals {
 
     /// Replaces the checkpoint, if one is wanted.
     pub(crate) fn keep(&self) {
-        let Some(file) = file() else { return };
-        let (path, new) = (Path::new(&file), Path::new(&file).with_extension("new"));
-        let _absent = RealDisk.remove(&new);
-        let out = RealDisk.open(&new, OpenMode::CreateNew).unwrap();
-        out.write_all_at(self.text().as_bytes(), 0).unwrap();
-        out.sync_data().unwrap();
-        RealDisk.rename(&new, path).unwrap();
+        if let Some(file) = file() {
+            replace(Path::new(&file), &self.text());
+        }
     }
 
     pub(crate) fn add(&mut self, report: &Report) {

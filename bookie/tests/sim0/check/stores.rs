@@ -180,8 +180,8 @@ impl Checker {
             for entry in held.into_iter().filter(|e| !within(&stat.present, *e)) {
                 self.absent(me, id, entry, "a restart forgot it");
             }
-            // What is deleted and below the watermark is forgotten: the watermark refuses its writers from then on.
-            let covered = gone && self.watermarks_told.get(me).is_some_and(|to| id <= *to);
+            // The state of what is deleted, or was never held, is forgotten below the watermark, which refuses its writers instead.
+            let covered = self.watermarks_told.get(me).is_some_and(|to| id <= *to);
             if let Some((term, _)) = self.fences.get(&(me.clone(), id))
                 && stat.term < *term
                 && !covered

@@ -1,0 +1,191 @@
+//! Changes of the ensemble: planned, committed, adopted; what they leave to repair.
+
+use super::{Change, ChangeOutcome, Effect, Pending, Slot, State, Status};
+use crate::ledgers::AppendError;
+use crate::quorum::SlotSet;
+use crate::record::{Fragment, LedgerRecord, LedgerState, RepairRange};
+use crate::rpc::BookieRef;
+use crate::writer::invariants;
+use geminga_common::metadata::Revision;
+
+impl State {
+    /// The placement's answer to [`Effect::Place`]: a bookie for each slot asked about, as far as there are any.
+    pub fn on_replacements(&mut self, found: &[(u32, BookieRef)], out: &mut Vec<Effect>) {
+        let Some(Change::Placing(slots)) = self.change else { return };
+        if self.status != Status::Open {
+            self.change = None;
+            return;
+        }
+        let mut ensemble: Vec<Option<BookieRef>> = self.slots.iter().map(|s| s.bookie.clone()).collect();
+        for slot in slots.iter() {
+            let bookie = found.iter().find(|(at, _)| *at == slot).map(|(_, bookie)| bookie.clone());
+            ensemble[slot as usize] = bookie;
+        }
+        let planned = Fragment { first: self.acked_end, ensemble };
+        let replaced: SlotSet = slots
+            .iter()
+            .filter(|s| planned.ensemble[*s as usize] != self.slots[*s as usize].bookie)
+            .collect();
+        let fragments = self.fragments_with(planned.clone());
+        if !self.quorum.writable_without(planned.vacant()) || fragments.len() > self.limits.fragments_max {
+            self.change = None;
+            let full = self.disk_full;
+            self.fail(if full { AppendError::DiskFull } else { AppendError::NotEnoughBookies });
+            return;
+        }
+        if replaced.is_empty() {
+            // Vacant slots were to be filled again, and still cannot be.
+            self.change = None;
+            self.change_ensemble(out);
+            self.complete(out);
+            return;
+        }
+        let repair = self.repair_with(planned.vacant());
+        let record =
+            LedgerRecord { fragments: fragments.clone(), repair: repair.clone(), ..self.record.clone() };
+        self.change = Some(Change::Committing { fragments, repair, replaced });
+        out.push(Effect::Commit(Box::new(record)));
+    }
+
+    /// The outcome of [`Effect::Commit`].
+    pub fn on_change(&mut self, outcome: ChangeOutcome, out: &mut Vec<Effect>) {
+        let Some(Change::Committing { fragments, repair, replaced }) = self.change.take() else { return };
+        if self.status == Status::Closing {
+            return;
+        }
+        match outcome {
+            ChangeOutcome::Committed(revision) => self.adopt(fragments, repair, replaced, revision, out),
+            ChangeOutcome::Lost(Some((record, revision))) if self.may_rebase(&record) => {
+                self.record.fragments = record.fragments;
+                self.record.repair = record.repair;
+                self.revision = revision;
+                self.failed = self.failed.or(replaced.minus(self.vacant()));
+                if self.status == Status::Open {
+                    self.place(self.failed.or(replaced), out);
+                }
+            }
+            ChangeOutcome::Lost(_) => self.fail(AppendError::Fenced),
+        }
+        invariants::check(self);
+    }
+
+    /// Time to try to fill vacant slots again.
+    pub fn on_readmit(&mut self, out: &mut Vec<Effect>) {
+        let vacant = self.vacant();
+        let room = self.record.fragments.len() < self.limits.fragments_max;
+        if self.status == Status::Open && self.change.is_none() && !vacant.is_empty() && room {
+            self.shunned.clear();
+            self.place(vacant, out);
+        }
+    }
+
+    pub(super) fn change_ensemble(&mut self, out: &mut Vec<Effect>) {
+        if self.change.is_none() && !self.failed.is_empty() {
+            self.place(self.failed, out);
+        }
+    }
+
+    fn place(&mut self, slots: SlotSet, out: &mut Vec<Effect>) {
+        self.change = Some(Change::Placing(slots));
+        out.push(Effect::Place(slots));
+    }
+
+    /// The fragments once `planned` is the last: it replaces a last fragment that holds no acknowledged entry.
+    fn fragments_with(&self, planned: Fragment) -> Vec<Fragment> {
+        let mut fragments = self.record.fragments.clone();
+        if self.record.last_fragment().first == planned.first {
+            fragments.pop();
+        }
+        fragments.push(planned);
+        fragments
+    }
+
+    /// The repair ranges once the LAC ends a fragment: what lags behind is recorded, growing ranges end with the vacancy.
+    pub(super) fn repair_with(&self, vacant: SlotSet) -> Vec<RepairRange> {
+        let mut repair = self.record.repair.clone();
+        repair.retain_mut(|range| {
+            if range.last.is_none() && !vacant.contains(range.slot) {
+                range.last = self.lac();
+            }
+            range.last.is_none_or(|last| range.first <= last)
+                && (range.last.is_some() || vacant.contains(range.slot))
+        });
+        for slot in self.quorum.all().iter() {
+            let lagging = |p: &&Pending| {
+                p.entry.id < self.acked_end
+                    && !p.acked.contains(slot)
+                    && self.quorum.write_set(p.entry.id).contains(slot)
+                    && self.slots[slot as usize].bookie.is_some()
+            };
+            let mut missing = self.pending.iter().filter(lagging).map(|p| p.entry.id);
+            if self.lost.contains(slot) {
+                repair.extend(self.lost_range(slot));
+            } else if let Some(first) = missing.next() {
+                repair.push(RepairRange { first, last: Some(missing.last().unwrap_or(first)), slot });
+            }
+            let growing = repair.iter().any(|range| range.slot == slot && range.last.is_none());
+            if vacant.contains(slot) && !growing {
+                repair.push(RepairRange { first: self.acked_end, last: None, slot });
+            }
+        }
+        repair
+    }
+
+    /// What a bookie held that lost its store: all acknowledged entries since it came to this slot.
+    fn lost_range(&self, slot: u32) -> Option<RepairRange> {
+        let holder = self.slots[slot as usize].bookie.as_ref()?;
+        let held = |fragment: &&Fragment| fragment.ensemble[slot as usize].as_ref() == Some(holder);
+        let first = self.record.fragments.iter().rev().take_while(held).last()?.first;
+        let last = self.lac()?;
+        (first <= last).then_some(RepairRange { first, last: Some(last), slot })
+    }
+
+    /// Whether a record written by another is still ours to write to: only members of earlier fragments or repair ranges moved.
+    fn may_rebase(&self, other: &LedgerRecord) -> bool {
+        let firsts = |r: &LedgerRecord| r.fragments.iter().map(|f| f.first).collect::<Vec<_>>();
+        other.state == LedgerState::Open
+            && other.term == self.term
+            && firsts(other) == firsts(&self.record)
+            && other.last_fragment() == self.record.last_fragment()
+    }
+
+    /// The change is committed: acks of replaced slots are void above the LAC, and what lags below it is the repair's.
+    fn adopt(
+        &mut self,
+        fragments: Vec<Fragment>,
+        repair: Vec<RepairRange>,
+        replaced: SlotSet,
+        revision: Revision,
+        out: &mut Vec<Effect>,
+    ) {
+        self.record.fragments = fragments;
+        self.record.repair = repair;
+        self.revision = revision;
+        let ensemble = self.record.last_fragment().ensemble.clone();
+        for slot in replaced.iter() {
+            let generation = self.slots[slot as usize].generation + 1;
+            self.shunned.extend(self.slots[slot as usize].bookie.take());
+            self.slots[slot as usize] =
+                Slot { bookie: ensemble[slot as usize].clone(), generation, introduced: false };
+        }
+        self.failed = self.failed.minus(replaced);
+        self.lost = self.lost.minus(replaced);
+        self.disk_full &= !(self.failed.is_empty() && self.vacant().is_empty());
+        while self.full_end < self.acked_end {
+            self.pending.pop_front();
+            self.full_end = self.full_end.next();
+        }
+        self.bytes_lagging = 0;
+        for pending in &mut self.pending {
+            pending.acked = pending.acked.minus(replaced);
+        }
+        if self.status != Status::Open {
+            return;
+        }
+        for slot in replaced.minus(self.vacant()).iter() {
+            self.resend(slot, out);
+        }
+        self.change_ensemble(out);
+        self.complete(out);
+    }
+}
