@@ -323,10 +323,11 @@ async fn a_search_in_an_offloaded_ledger_reads_its_index_and_one_block() {
             story.forgets();
             let mut owner = story.rig.open().await;
             drop(story.blobs.reads());
-            // Two messages an entry. A time between two entries is the later one's.
+            // One, two, three messages an entry, and again; the last of them is asked for. A time between two entries is the later's.
+            let index = n as u64 / 3 * 6 + [0, 2, 5][n % 3];
             let token = match by_time {
                 true => owner.ml.find_by_time(ms - (n as u64 % 3)),
-                false => owner.ml.find_by_index(n as u64 * 2 + (n as u64 % 2)),
+                false => owner.ml.find_by_index(index),
             };
             assert_eq!(owner.found(token).await, Some(*at), "entry {n}, by time: {by_time}");
             let reads = story.blobs.reads();
