@@ -72,7 +72,7 @@ def read_all(client, topic, count, wait_ms=60_000):
 def metric(context, topic, name, **labels):
     """The value of a topic's line in /metrics; None without one."""
     wanted = {"topic": topic, "namespace": topic.split("//")[1].rsplit("/", 1)[0], **labels}
-    for line in context.rest("GET", "/metrics", raw=True)[1].splitlines():
+    for line in context.rest("GET", "/metrics/", raw=True)[1].decode().splitlines():
         if line.startswith(name + "{") and all(f'{key}="{value}"' in line for key, value in wanted.items()):
             return float(line.rsplit(" ", 1)[1])
     return None
@@ -200,7 +200,7 @@ def alone(arguments, root):
             check(context.status("DELETE", context.path(gone) + "?force=true") == 204, "topic deleted")
         until("the bucket is empty", lambda: not s3.objects(), 30)
         check(True, "deleting the topics has emptied the bucket")
-        removed = context.rest("GET", "/metrics", raw=True)[1]
+        removed = context.rest("GET", "/metrics/", raw=True)[1].decode()
         check('delete_offload_ops_total{cluster="standalone",namespace="unknown",topic="unknown",status="succeed"}' in removed,
               "removals of deleted topics are counted")
     except BaseException:

@@ -4,6 +4,7 @@
 
 use super::source::LedgerSource;
 use super::*;
+use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::EntryId;
 use geminga_common::tasks::OnFailure;
 use geminga_offload::format::footer::Footer;
@@ -66,22 +67,42 @@ async fn search(
     goal: Goal,
 ) -> Result<Option<Position>, ReadError> {
     for (id, entries, source) in spans {
-        let (mut low, mut high) = match source.index_alone().await? {
-            Some(index) => goal.block(&index),
-            None => (0, entries),
+        let found = match source.index_alone().await? {
+            Some(index) => in_block(&source, goal, goal.block(&index)).await?,
+            None => by_halves(&source, goal, entries).await?,
         };
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let found = source.read_one(EntryId(middle)).await?;
-            if goal.is_reached(&found.entry.header) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        if low < entries {
-            return Ok(Some(Position::new(id, EntryId(low))));
+        if found < entries {
+            return Ok(Some(Position::new(id, EntryId(found))));
         }
     }
     Ok(None)
+}
+
+/// The entry of a ledger that is looked for; how many it has if it is behind them.
+async fn by_halves(source: &LedgerSource, goal: Goal, entries: u64) -> Result<u64, ReadError> {
+    let (mut low, mut high) = (0, entries);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let found = source.read_one(EntryId(middle)).await?;
+        if goal.is_reached(&found.entry.header) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(low)
+}
+
+/// The same within one block, which is read as a whole: single reads in it would look like a reader who reads on.
+async fn in_block(source: &LedgerSource, goal: Goal, (low, high): (u64, u64)) -> Result<u64, ReadError> {
+    let mut next = low;
+    while next < high {
+        let all = usize::MAX >> 1;
+        let run = source.read(EntryId(next), EntryId(high - 1), all, ReadClass::CatchUp).await?;
+        if let Some(hit) = run.iter().find(|read| goal.is_reached(&read.entry.header)) {
+            return Ok(hit.position.entry.0);
+        }
+        next += run.len() as u64;
+    }
+    Ok(high)
 }

@@ -400,6 +400,32 @@ async fn a_message_is_shown_unfolded_with_its_metadata() {
 }
 
 #[tokio::test]
+async fn offload_policies_out_of_range_are_refused() {
+    let s = server().await;
+    *s.fake.driver.lock() = Some("aws-s3");
+    let n = |path: &str| format!("/namespaces/public/default/{path}");
+    let field = |name: &str, value: &str| format!(r#"{{"managedLedgerOffload{name}":{value}}}"#);
+    let (bytes, seconds) = (field("ThresholdInBytes", "-7"), field("ThresholdInSeconds", "-2"));
+    let (lag, text) = (field("DeletionLagInMillis", "-1"), field("DeletionLagInMillis", "\"x\""));
+    let topic = format!("{T}/t/offloadPolicies");
+    s.table(&[
+        ("PUT", &format!("{T}/t"), "null", 204, "="),
+        ("PUT", &n("offloadThreshold"), "100", 204, "="),
+        ("PUT", &n("offloadThreshold"), "-7", 412, "offloadThreshold must be -1 (off), 0 or more"),
+        ("PUT", &n("offloadThresholdInSeconds"), "-2", 412, "-1 (off)"),
+        ("PUT", &n("offloadThreshold"), "9223372036854775808", 400, "whole number"),
+        ("GET", &n("offloadThreshold"), "", 200, "=100"),
+        ("PUT", &n("offloadDeletionLagMs"), "-1", 412, "offloadDeletionLagMs must be 0 or more"),
+        ("POST", &n("offloadPolicies"), &bytes, 412, "InBytes must be -1"),
+        ("POST", &topic, &seconds, 412, "InSeconds must be -1"),
+        ("POST", &n("offloadPolicies"), &lag, 412, "InMillis must be 0"),
+        ("POST", &n("offloadPolicies"), &text, 400, "whole number"),
+        ("PUT", "/namespaces/public/low", r#"{"offload_threshold":-7}"#, 412, "offloadThreshold"),
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn offloading_needs_a_store_and_obeys_what_it_takes() {
     let s = server().await;
     let n = |path: &str| format!("/namespaces/public/default/{path}");
@@ -425,40 +451,6 @@ async fn offloading_needs_a_store_and_obeys_what_it_takes() {
         ("PUT", &p("pt/offload"), r#"{"ledgerId":1,"entryId":0}"#, 405, "partitioned"),
         ("PUT", &n("offloadThreshold"), "100", 204, "="),
         ("GET", &n("offloadThreshold"), "", 200, "=100"),
-        ("PUT", &n("offloadThreshold"), "-7", 412, "offloadThreshold must be -1 (off), 0 or more"),
-        ("PUT", &n("offloadThresholdInSeconds"), "-2", 412, "-1 (off)"),
-        ("PUT", &n("offloadThreshold"), "9223372036854775808", 400, "whole number"),
-        ("GET", &n("offloadThreshold"), "", 200, "=100"),
-        ("PUT", &n("offloadDeletionLagMs"), "-1", 412, "offloadDeletionLagMs must be 0 or more"),
-        (
-            "POST",
-            &n("offloadPolicies"),
-            r#"{"managedLedgerOffloadThresholdInBytes":-7}"#,
-            412,
-            "InBytes must be -1",
-        ),
-        (
-            "POST",
-            &p("t/offloadPolicies"),
-            r#"{"managedLedgerOffloadThresholdInSeconds":-2}"#,
-            412,
-            "InSeconds must be",
-        ),
-        (
-            "POST",
-            &n("offloadPolicies"),
-            r#"{"managedLedgerOffloadDeletionLagInMillis":-1}"#,
-            412,
-            "InMillis must be 0",
-        ),
-        (
-            "POST",
-            &n("offloadPolicies"),
-            r#"{"managedLedgerOffloadDeletionLagInMillis":"x"}"#,
-            400,
-            "whole number",
-        ),
-        ("PUT", "/namespaces/public/low", r#"{"offload_threshold":-7}"#, 412, "offloadThreshold"),
         ("PUT", &n("offloadDeletionLagMs"), "9", 204, "="),
         ("GET", &n("offloadDeletionLagMs"), "", 200, "=9"),
         ("POST", &n("offloadPolicies"), bucket, 501, "s3ManagedLedgerOffloadBucket"),

@@ -28,18 +28,23 @@ pub(super) struct Story {
 
 impl Story {
     pub(super) fn new() -> Self {
-        let mut rig = Rig::new(small());
         let faults = Faults::default();
         let blobs = SimBlobs::new(faults.clone());
+        let mut story = Self { rig: Rig::new(small()), blobs, faults };
+        story.forgets();
+        story
+    }
+
+    /// A tier of its own, with nothing in memory, for handles that are opened from now on.
+    fn forgets(&mut self) {
         let config = geminga_offload::Config {
             block_size: geminga_common::config::ByteSize(200),
             removal_grace_s: 0,
             ..Default::default()
         };
-        let store = Arc::new(blobs.clone());
-        let (clock, tasks) = (rig.clock.clone(), rig.deps.tasks.clone());
-        rig.deps.tier = Some(Tier::over(store, config, "test", clock, Rng::seeded(3), &tasks));
-        Self { rig, blobs, faults }
+        let store = Arc::new(self.blobs.clone());
+        let (clock, tasks) = (self.rig.clock.clone(), self.rig.deps.tasks.clone());
+        self.rig.deps.tier = Some(Tier::over(store, config, "test", clock, Rng::seeded(3), &tasks));
     }
 
     fn tier(&self) -> &Tier {
@@ -293,4 +298,42 @@ async fn a_release_without_a_verified_object_is_refused() {
     let refused = story.release(&mut owner, ledger).await;
     assert!(matches!(refused, Err(ChangeError::Offload(_))), "{refused:?}");
     assert!(!owner.ml.is_dead());
+}
+
+#[tokio::test]
+async fn a_search_in_an_offloaded_ledger_reads_its_index_and_one_block() {
+    let mut story = Story::new();
+    let mut owner = story.rig.open().await;
+    let mut taken = Vec::new();
+    for n in 0..35 {
+        story.rig.clock.advance(Duration::from_millis(10));
+        let at = owner.append(n..n + 1).await[0];
+        taken.push((story.rig.clock.wall_ms(), at));
+    }
+    let ledgers: Vec<_> = owner.ml.stats().ledgers.iter().map(|l| l.id).collect();
+    for ledger in &ledgers[..3] {
+        story.offload(&mut owner, *ledger).await.unwrap();
+        story.release(&mut owner, *ledger).await.unwrap();
+    }
+    story.buried().await;
+    let token = owner.ml.close();
+    owner.changed(token).await.unwrap();
+    for (n, (ms, at)) in taken.iter().enumerate().take(30) {
+        for by_time in [true, false] {
+            story.forgets();
+            let mut owner = story.rig.open().await;
+            drop(story.blobs.reads());
+            // One, two, three messages an entry, and again; the last of them is asked for. A time between two entries is the later's.
+            let index = n as u64 / 3 * 6 + [0, 2, 5][n % 3];
+            let token = match by_time {
+                true => owner.ml.find_by_time(ms - (n as u64 % 3)),
+                false => owner.ml.find_by_index(index),
+            };
+            assert_eq!(owner.found(token).await, Some(*at), "entry {n}, by time: {by_time}");
+            let reads = story.blobs.reads();
+            // Of a ledger's first entry the ledger before says that it has none as late.
+            let most = if n % 10 == 0 { 3 } else { 2 };
+            assert!((1..=most).contains(&reads.len()), "entry {n}, by time: {by_time}: {reads:?}");
+        }
+    }
 }
