@@ -8,7 +8,7 @@ use super::open::write_identity;
 use super::{OpenError, Store, open_all};
 use crate::Config;
 use crate::format::identity::Identity;
-use crate::manifest::Manifest;
+use crate::manifest::{Change, Manifest};
 use crate::mutant::{Mutant, active};
 use crate::segments::{self, SegmentRow};
 use crate::shard::{FlushPlan, Status};
@@ -71,7 +71,7 @@ impl Store {
             let mut ledgers: Vec<_> = rows.collect();
             ledgers.sort_by_key(|(id, ..)| *id);
             // The journal is replayed from its beginning until the flush that follows is in.
-            (put, FlushPlan { mark: 1, durable: 0, dead_below: shard.dead_below, ledgers })
+            (put, FlushPlan { mark: 1, durable: 0, dead_below: shard.dead_below, ledgers, spent: Vec::new() })
         };
         let next_segment = self.next_segment.load(Ordering::Relaxed);
         manifest.commit(&plan, &put, next_segment, (self.boot, 0))?;
