@@ -105,8 +105,8 @@ impl World {
     }
 
     /// Somebody whose disk may be lost although another store is damaged: all that counts on the victim is sound elsewhere, or can still
-    /// be read from the damaged one, which must therefore not be let go of before it has been copied. More than S1's budget; nothing
-    /// open may be over either, and nobody may be about to publish what counts on the victim.
+    /// be read from the damaged one, which must therefore not be let go of before it has been copied. More than S1's budget; what is
+    /// open must stay decidable, and nobody may be about to publish what counts on the victim.
     pub(crate) fn may_lose_beside_a_damaged_one(&mut self, victim: usize) -> Option<usize> {
         let mut in_place = self.nodes.iter().enumerate().filter(|(_, n)| n.damaged);
         let (Some((at, _)), None) = (in_place.next(), in_place.next()) else { return None };

@@ -117,6 +117,8 @@ pub(crate) struct Plan {
     pub(crate) heal: Us,
     /// Stores that say they lost data are let go of, instead of their disks being replaced.
     pub(crate) let_go: bool,
+    /// How often another disk may be replaced soon after a store says so.
+    pub(crate) second_losses: u32,
     /// One bookie stays hung after the healing: it must stop nobody.
     pub(crate) hung_after: bool,
 }
@@ -148,6 +150,7 @@ impl Plan {
             windows,
             heal: at,
             let_go: false,
+            second_losses: 0,
             hung_after: spares > 0 && rng.below(4) == 0,
         };
         plan.with_late_faults(rng)
@@ -169,10 +172,8 @@ impl Plan {
         if self.let_go && rng.below(2) == 0 {
             for window in &mut self.windows {
                 window.faults.push((window.start + rng.below(2 * SECOND), Fault::FileLost));
-                for _ in 0..8 {
-                    window.faults.push((window.start + rng.below(8 * SECOND), Fault::SecondLoss));
-                }
             }
+            self.second_losses = 4;
         }
         self
     }

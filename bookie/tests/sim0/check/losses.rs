@@ -75,18 +75,28 @@ impl Checker {
         }
     }
 
-    /// Whether all that counts on `victim` is on sound stores besides, or readable on `hurt`; and nothing is open over the two.
+    /// Whether all that counts on `victim` is on sound stores besides, or readable on `hurt`; and the end of
+    /// what is open stays decidable.
     pub(crate) fn bears_the_loss_of(
         &self,
         victim: &BookieRef,
         hurt: &BookieRef,
         readable: impl Fn(LedgerId, EntryId) -> bool,
     ) -> bool {
-        let over = |l: &super::Ledger| {
-            l.fragments().iter().flat_map(|f| f.ensemble.iter().flatten()).any(|m| m == victim || m == hurt)
+        // An end must stay decidable: fewer than Qa slots without a sound store.
+        let undecidable = |l: &super::Ledger| {
+            let last = l.fragments().len().saturating_sub(1);
+            let unsound = |at: usize, slot: &Option<BookieRef>| match slot {
+                Some(member) => member == victim || member == hurt || self.lost.contains(member),
+                None => at == last,
+            };
+            let count = |(at, f): (usize, &geminga_bookie_client::record::Fragment)| {
+                f.ensemble.iter().filter(|slot| unsound(at, slot)).count()
+            };
+            l.fragments().iter().enumerate().any(|fragment| count(fragment) >= self.ack as usize)
         };
         let open = |(id, l): (&LedgerId, &super::Ledger)| {
-            !l.tombstoned && (l.closed.is_none() || self.topic.open == Some(*id)) && over(l)
+            !l.tombstoned && (l.closed.is_none() || self.topic.open == Some(*id)) && undecidable(l)
         };
         !self.ledgers.iter().any(open)
             && self.counting().all(|(id, entry, members)| {

@@ -1,7 +1,7 @@
 //! A bookie's starts and ends, and what befalls its disk.
 
 use super::{NodeEvent, config, formatted};
-use crate::plan::{MS, SECOND};
+use crate::plan::{Fault, MS, SECOND};
 use crate::world::{Ev, World};
 use geminga_bookie::node::registration::Start;
 use geminga_bookie::steps::Steps;
@@ -82,6 +82,10 @@ impl World {
                 self.meta.live(&n.me, true);
                 if data_loss {
                     self.node_soon(node, 500 * MS, NodeEvent::LetGo);
+                    for _ in 0..self.plan.second_losses {
+                        let delay = self.rng.below(SECOND);
+                        self.after(delay, Ev::Fault(Fault::SecondLoss));
+                    }
                 }
             }
             Start::Released => self.promote(node),
