@@ -521,7 +521,7 @@ async fn nothing_is_trimmed_that_the_stored_cursor_needs() {
 
 #[cfg(feature = "museum")]
 #[tokio::test]
-async fn mutant_21_is_caught() {
+async fn the_museums_mutant_21_is_caught() {
     use crate::cursor::durable_floor::Mutant;
     let _back = geminga_common::museum::bring_back(Mutant::TrimByMemory);
     assert!(trimmed_below_the_stored_cursor().await, "trimming by memory must show");
