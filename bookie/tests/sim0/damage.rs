@@ -74,6 +74,11 @@ impl Damage {
         Planned(outcome)
     }
 
+    /// Whether a placement on a store waits for its commit. After [`Damage::placeable`], which settles them.
+    fn planned(&self, store: &BookieRef) -> bool {
+        self.placements.iter().any(|p| p.stores.contains(store))
+    }
+
     /// Whether somebody might still place on a store that is gone.
     fn placeable(&mut self, now: Us, gone: impl Fn(&BookieRef) -> bool) -> bool {
         self.lists.retain(|list| list.strong_count() > 0);
@@ -114,7 +119,8 @@ impl World {
         let in_data_loss = self.meta.state_of(&hurt) == Some(NodeState::DataLoss)
             && self.nodes[at].steps.as_ref().is_some_and(|steps| steps.health() == Health::DataLoss);
         let sound = at != victim && self.registered().contains(&victim_ref);
-        let placeable = self.damage.placeable(self.now, |b| *b == hurt || *b == victim_ref && !sound);
+        // What is about to be committed over the victim cannot be seen yet (seed 2443).
+        let placeable = self.damage.placeable(self.now, |b| *b == hurt) || self.damage.planned(&victim_ref);
         if !self.plan.let_go || !in_data_loss || !sound || placeable || self.now <= self.looking {
             return None;
         }
