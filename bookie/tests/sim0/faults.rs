@@ -44,12 +44,7 @@ impl World {
                 self.inject("file lost");
                 self.lose_file(node);
             }
-            Fault::SecondLoss => {
-                if let Some(node) = self.may_lose_beside_a_damaged_one(node) {
-                    self.inject("disk replaced beside a damaged store");
-                    self.new_disk(node);
-                }
-            }
+            Fault::SecondLoss => self.lose_another(node),
             Fault::SyncFails => {
                 self.inject("sync fails");
                 let n = self.rng.below(12);
@@ -78,6 +73,13 @@ impl World {
                 self.check.stray_wanted += 1;
             }
             _ => {}
+        }
+    }
+
+    fn lose_another(&mut self, node: usize) {
+        if let Some(node) = self.may_lose_beside_a_damaged_one(node) {
+            self.inject("disk replaced beside a damaged store");
+            self.new_disk(node);
         }
     }
 

@@ -7,7 +7,8 @@ use crate::plan::MS;
 use crate::world::World;
 use geminga_bookie::Health;
 use geminga_bookie_client::mutant::{Mutant, active};
-use geminga_bookie_client::rpc::{AddError, BookieRef, ControlError};
+use geminga_bookie_client::rpc::{AddError, BookieRef, ControlError, Tail};
+use geminga_common::ids::{EntryId, LedgerId, Term};
 
 impl World {
     pub(crate) fn node_request(&mut self, node: usize, (call, proc): (u64, usize), to: BookieRef, req: Req) {
@@ -121,20 +122,7 @@ impl World {
                 })
             }
             Req::Fence { ledger, term, from } => {
-                let serving = self.nodes[node].steps.as_ref().is_some_and(|s| s.health() == Health::Serving);
-                let result = control(result);
-                self.check.control("fence", &result, serving);
-                let n = &self.nodes[node];
-                let (Ok(()), Some(steps)) = (&result, &n.steps) else {
-                    let error = result.err().unwrap_or(ControlError::Failed);
-                    return self.reply(node, proc, call, Outcome::Tail(Err(error)));
-                };
-                let tail = steps.tail(ledger, from);
-                if let Ok(tail) = &tail {
-                    let order = n.arrivals;
-                    self.check.fenced(&me, (ledger, term, from), order, tail, self.nodes[node].damaged);
-                }
-                Outcome::Tail(tail)
+                Outcome::Tail(self.fenced(node, (ledger, term, from), control(result)))
             }
             Req::Seal { ledger, last } => {
                 if result.is_ok() {
@@ -161,21 +149,7 @@ impl World {
             }
             Req::Stat { ledger } | Req::Presence { ledger, .. } => {
                 let Some(listed) = self.nodes[node].listed.remove(&order) else { return };
-                let result = control(result);
-                if result.is_ok() && !self.nodes[node].damaged {
-                    self.check.listed(
-                        &me,
-                        ledger,
-                        match &listed {
-                            Listed::Stat(stat) => &stat.present,
-                            Listed::Presence(presence) => &presence.present,
-                        },
-                    );
-                }
-                match listed {
-                    Listed::Stat(stat) => Outcome::Stat(result.map(|()| stat)),
-                    Listed::Presence(presence) => Outcome::Presence(result.map(|()| presence)),
-                }
+                self.listed(node, ledger, listed, control(result))
             }
             // Nobody asked for it.
             Req::Watermark { to } => {
@@ -187,5 +161,43 @@ impl World {
             Req::Read(_) | Req::Replicate(_) => return,
         };
         self.reply(node, proc, call, outcome);
+    }
+
+    /// The answer to a fence that is durable or refused.
+    fn fenced(
+        &mut self,
+        node: usize,
+        (ledger, term, from): (LedgerId, Term, EntryId),
+        result: Result<(), ControlError>,
+    ) -> Result<Tail, ControlError> {
+        let n = &self.nodes[node];
+        let serving = n.steps.as_ref().is_some_and(|s| s.health() == Health::Serving);
+        self.check.control("fence", &result, serving);
+        result?;
+        let tail = n.steps.as_ref().ok_or(ControlError::Failed)?.tail(ledger, from)?;
+        self.check.fenced(&n.me, (ledger, term, from), n.arrivals, &tail, n.damaged);
+        Ok(tail)
+    }
+
+    /// The answer to a listing, now that what was listed is durable.
+    fn listed(
+        &mut self,
+        node: usize,
+        ledger: LedgerId,
+        listed: Listed,
+        result: Result<(), ControlError>,
+    ) -> Outcome {
+        let n = &self.nodes[node];
+        if result.is_ok() && !n.damaged {
+            let present = match &listed {
+                Listed::Stat(stat) => &stat.present,
+                Listed::Presence(presence) => &presence.present,
+            };
+            self.check.listed(&n.me, ledger, present);
+        }
+        match listed {
+            Listed::Stat(stat) => Outcome::Stat(result.map(|()| stat)),
+            Listed::Presence(presence) => Outcome::Presence(result.map(|()| presence)),
+        }
     }
 }
