@@ -53,6 +53,7 @@ impl Report {
 enum Fault {
     None,
     SyncFails(u64),
+    SegmentSyncFails(u64),
     /// This many pages are free at the start.
     Full(u64),
     /// After so many pages nothing fits any more, whatever is removed.
@@ -80,6 +81,7 @@ fn record(config: &Config, seed: u64, fault: Fault) -> Recorded {
     match fault {
         Fault::None => {}
         Fault::SyncFails(n) => disk.fail_sync_in(n),
+        Fault::SegmentSyncFails(n) => disk.fail_sync_of("seg", n),
         Fault::Full(pages) => disk.capacity(Some(disk.used() + pages * 4096)),
         Fault::Limited(pages) => disk.limit(Some(pages * 4096)),
         Fault::Lies => disk.lie(true),
@@ -96,7 +98,8 @@ fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) 
     let mut report = Report::default();
     while !report.done(target) {
         let fault = fault.unwrap_or(match seed % 5 {
-            4 => Fault::SyncFails(seed / 5 * 7 % 37),
+            4 if seed.is_multiple_of(2) => Fault::SegmentSyncFails(seed / 10 % 4),
+            4 => Fault::SyncFails(seed / 5 * 7 % 67),
             3 if seed.is_multiple_of(2) => Fault::Limited(seed / 5 * 7 % 80),
             3 => Fault::Full(seed / 5 * 7 % 80),
             _ => Fault::None,

@@ -48,6 +48,8 @@ pub enum Crash {
 struct Faults {
     /// This many syncs (or direct writes) from now on one fails.
     sync_error_in: Option<u64>,
+    /// Only syncs of files with this extension count for that.
+    sync_error_of: Option<&'static str>,
     lying_sync: bool,
     bytes_left: Option<u64>,
     /// Size of the disk: files give room back when they shrink, are punched or removed.
@@ -139,7 +141,14 @@ impl SimDisk {
     /// The n-th sync or direct write from now on (0: the next) fails; what it should have made durable is lost, though later reads
     /// still show it.
     pub fn fail_sync_in(&self, n: u64) {
-        self.state.lock().faults.sync_error_in = Some(n);
+        let mut state = self.state.lock();
+        (state.faults.sync_error_in, state.faults.sync_error_of) = (Some(n), None);
+    }
+
+    /// The same for the n-th sync of a file with this extension.
+    pub fn fail_sync_of(&self, extension: &'static str, n: u64) {
+        let mut state = self.state.lock();
+        (state.faults.sync_error_in, state.faults.sync_error_of) = (Some(n), Some(extension));
     }
 
     /// Takes a failure back that [`SimDisk::fail_sync_in`] announced and that has not struck yet.
@@ -331,9 +340,18 @@ impl State {
         Ok(())
     }
 
+    /// Whether a sync of this file counts for a failure that was announced.
+    fn meant(&self, file: Option<Inode>) -> bool {
+        let Some(extension) = self.faults.sync_error_of else { return true };
+        let named = |(path, inode): (&PathBuf, &Inode)| {
+            Some(*inode) == file && path.extension().is_some_and(|e| e == extension)
+        };
+        self.live.names.iter().any(named)
+    }
+
     /// Whether this sync takes effect, or its failure.
     fn sync(&mut self, file: Option<Inode>, dir: Option<&Path>) -> io::Result<bool> {
-        match self.faults.sync_error_in {
+        match self.faults.sync_error_in.filter(|_| self.meant(file)) {
             Some(0) => {
                 self.faults.sync_error_in = None;
                 // The pages look clean from now on: no later sync writes them.
