@@ -285,7 +285,9 @@ impl Opening<'_> {
         lost.extend(loss::segments(&segments));
         let marks = (content.mark, content.durable);
         let looked = journal::look(self.disk, place, store, marks)?;
-        let unnoticed = active(Mutant::JournalLossUnnoticed);
+        // Who takes a missing identity back takes the directory for a new one.
+        let taken_back = active(Mutant::IdentityMissingOk) && !identity.journaled;
+        let unnoticed = active(Mutant::JournalLossUnnoticed) || taken_back;
         let mut missing = if unnoticed {
             Vec::new()
         } else {
