@@ -120,6 +120,7 @@ impl Controller {
         let mut pause = RETRY.0;
         let mut audit_at = d.clock.mono();
         let mut again = std::collections::BTreeSet::new();
+        let mut watched = round::Open::new();
         loop {
             let mut registry = d.means.registry.subscribe();
             registry.borrow_and_update();
@@ -141,16 +142,21 @@ impl Controller {
             }
             pause = if finished { RETRY.0 } else { (pause * 2).min(RETRY.1) };
             let retry_at = (!finished).then(|| now + pause);
-            let watched = match done {
-                Ok(found) => {
-                    if found.counted_on {
-                        audit_at = audit_at.min(now + COUNTED_ON_AGAIN);
-                    }
-                    again = found.stuck_owners;
-                    found.open_on_lost
+            let mut vanished = false;
+            // Behind a round that failed, what is watched stays so.
+            if let Ok(found) = done {
+                if found.counted_on {
+                    audit_at = audit_at.min(now + COUNTED_ON_AGAIN);
                 }
-                Err(_) => Default::default(),
-            };
+                again = found.stuck_owners;
+                // Folded while nobody watched: between one watch and the next, or in the pause behind a stuck round.
+                vanished = !all && !watched.is_subset(&found.open_on_lost);
+                watched = found.open_on_lost;
+            }
+            if vanished {
+                seen = None;
+                continue;
+            }
             let wake =
                 [retry_at, given_up_at, Some(audit_at)].into_iter().flatten().min().unwrap_or(audit_at);
             let sleep = wake.saturating_sub(d.clock.mono());

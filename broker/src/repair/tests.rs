@@ -2,7 +2,7 @@
 
 use super::holders::{self, Published};
 use super::round::Round;
-use super::{Deps, Means, Status};
+use super::{Controller, Deps, Means, Status};
 use crate::cursor::chain::Chain;
 use bytes::Bytes;
 use geminga_bookie_client::entry::{Entry, Header, Kind};
@@ -16,7 +16,7 @@ use geminga_bookie_client::registry::record::{BookieRecord, Labels, LiveRecord, 
 use geminga_bookie_client::registry::{Known, Registry, View};
 use geminga_bookie_client::repair::standing::Absences;
 use geminga_bookie_client::rpc::{Add, BookieRef};
-use geminga_common::clock::{Clock as _, ManualClock};
+use geminga_common::clock::ManualClock;
 use geminga_common::ids::{EntryId, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::memory::MemoryStore;
@@ -133,6 +133,15 @@ impl Scene {
     }
 
     async fn look(&self, look: &Look<'_>) -> (super::round::Found, Arc<Status>) {
+        let deps = self.deps(look).await;
+        let now = deps.clock.mono();
+        let (standings, _) = Absences::default().look(deps.means.registry.view(), now, deps.means.grace);
+        let rng = Mutex::new(Rng::seeded(3));
+        let found = Round::new(&deps, &rng, standings).run(look.all, &look.again).await.unwrap();
+        (found, deps.status)
+    }
+
+    async fn deps(&self, look: &Look<'_>) -> Deps {
         let now = self.bookies.refs();
         let one = |(at, bookie): (usize, &BookieRef)| {
             let (incarnation, address) = (bookie.incarnation, "h:1".to_owned());
@@ -162,25 +171,21 @@ impl Scene {
         let clock = Arc::new(ManualClock::default());
         let settings = session::Settings { ttl: Duration::from_secs(3600), keys: Vec::new() };
         let session = Session::start(self.store.clone(), clock.clone(), settings, &self.tasks).await.unwrap();
-        let status = Arc::new(Status::default());
-        let deps = Deps {
+        Deps {
             means: Means {
                 rpc: Arc::new(self.bookies.clone()),
                 placement: Arc::new(ZonePlacement::new(registry.clone(), None, 3, Rng::seeded(1))),
                 registry: registry.clone(),
                 grace: Duration::from_secs(600),
             },
-            clock: clock.clone(),
+            clock,
             metadata: self.store.clone(),
             keys: self.keys.clone(),
             session,
             member: "b".into(),
             process: 1,
-            status: status.clone(),
-        };
-        let (standings, _) = Absences::default().look(registry.view(), clock.mono(), deps.means.grace);
-        let rng = Mutex::new(Rng::seeded(3));
-        (Round::new(&deps, &rng, standings).run(look.all, &look.again).await.unwrap(), status)
+            status: Arc::default(),
+        }
     }
 }
 
@@ -408,4 +413,49 @@ async fn copies_of_a_ledger_that_was_deleted_meanwhile_go_too() {
     scene.chain(&[], Some(6)).await;
     scene.round(&[]).await;
     assert!(scene.holds_all(&scene.refs[2], 6));
+}
+
+/// While something is stuck a look waits for some seconds after the last; what is folded meanwhile is nobody's news.
+#[tokio::test]
+async fn a_ledger_that_is_folded_while_nobody_watches_is_found_in_its_owners_record() {
+    let scene = Scene::new(3);
+    (0..2).for_each(|at| scene.give(at, 5, 0..=LAST));
+    (0..2).for_each(|at| scene.give(at, 9, 0..=LAST));
+    let members: Vec<_> = scene.refs.iter().cloned().map(Some).collect();
+    // A store that is another one than the ledgers know, and away.
+    let mut gone = members;
+    gone[2].as_mut().unwrap().incarnation.0 += 1;
+    let (five, nine) =
+        (scene.record(5, gone.clone(), vec![range(0, LAST, 2)]), scene.record(9, gone, vec![]));
+    // Of an owner of its own, which nobody has a reason to look at.
+    let owner = "public/default/0x40000000_0x80000000";
+    let attributes = Arc::new(LedgerAttributes { owner: owner.into(), ..(*nine.attributes).clone() });
+    let open = LedgerRecord { state: LedgerState::Open, attributes, ..nine.clone() };
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), five.encode())).await;
+    scene.put(Op::put(scene.keys.ledger(LedgerId(9)), open.encode())).await;
+    let deps = scene.deps(&Look { dead: &[2], ..Look::default() }).await;
+    let status = deps.status.clone();
+    let stuck = |id| status.figures().stuck.contains_key(&LedgerId(id));
+    Controller::start(deps, &scene.tasks);
+    let until = async |id| {
+        let there = async {
+            while !stuck(id) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(30), there).await;
+        waited.unwrap_or_else(|_| panic!("{id} is not seen: {:?}", status.figures()));
+    };
+    until(5).await;
+    assert!(!stuck(9), "{:?}", status.figures());
+    // News, and in the pause behind it the fold.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    scene.put(Op::put(scene.keys.ledger(LedgerId(5)), five.encode())).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (log_id, closed) = (TopicId(2), vec![nine.closed().unwrap()]);
+    let folded = Chain { op_id: 78, log_id, next_ordinal: 1, closed, open: None };
+    let key = scene.keys.cursor_log(&Bundle::parse(owner).unwrap());
+    scene.put(Op::put(key, folded.encode())).await;
+    scene.put(Op::Delete { key: scene.keys.ledger(LedgerId(9)) }).await;
+    until(9).await;
 }
