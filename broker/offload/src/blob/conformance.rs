@@ -134,6 +134,7 @@ async fn a_directory_conforms() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods)] // it plays the one who mounts
 async fn a_directory_that_is_another_by_now_takes_nothing_and_is_not_made() {
     let parent = tempfile::tempdir().unwrap();
     let (root, aside) = (parent.path().join("store"), parent.path().join("aside"));
