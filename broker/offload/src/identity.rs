@@ -74,7 +74,8 @@ pub enum Refusal {
     /// The metadata names a store, and this one has no identity.
     #[error(
         "the object store {here} is not the one in use: it carries no identity, and this cluster's offloaded ledgers lie in {there}; \
-         set offload.url and offload.endpoint back, or to where all of that was copied to (with {key})"
+         {}set offload.url and offload.endpoint back, or to where all of that was copied to (with {key})",
+        mounted(.here)
     )]
     Empty {
         /// The store that is configured.
@@ -118,6 +119,10 @@ pub enum Refusal {
         /// What is wrong.
         why: TagError,
     },
+}
+
+fn mounted(here: &str) -> &'static str {
+    if here.starts_with("file:") { "look whether its file system is mounted there; else " } else { "" }
 }
 
 impl Coded for Refusal {

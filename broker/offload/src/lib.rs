@@ -12,6 +12,7 @@
 //! | [`blob`] | the seam for stores: real and simulated |
 //! | [`offloader`] | one ledger's way: prepare, upload, verify, commit |
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
+//! | [`release`] | the last look before bookie copies go |
 //! | [`verify`] | reading an object back whole |
 //! | [`meters`] | what it has done and cost, for each topic |
 //! | [`sweep`] | removing what metadata lists as garbage |
@@ -29,6 +30,7 @@ pub mod mutant;
 pub mod offloader;
 mod parts;
 pub mod reader;
+pub mod release;
 pub mod state;
 pub mod stored;
 pub mod sweep;

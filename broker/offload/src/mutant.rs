@@ -20,6 +20,10 @@ pub enum Mutant {
     SweepUnsettled,
     /// An upload whose begin was answered by nobody is not looked for.
     ForgetUploads,
+    /// A store that was the cluster's once is taken for it for ever, whatever answers in its place.
+    TrustFirstLook,
+    /// 25: bookie copies go by what was verified when the ledger was uploaded, whatever has become of the object since.
+    ReleaseUnseen,
     /// 32: what metadata, read at an old revision, does not name is taken for garbage (NATS #7556).
     RemoveUnlisted,
 }

@@ -1,4 +1,4 @@
-//! One ledger's way into the store: prepare, upload, verify, commit. Each step is safe to die after: what is left is named by the
+//! One ledger's way into the store: prepare, upload, verify, commit. Whose store it is is looked at before and behind the upload. Each step is safe to die after: what is left is named by the
 //! topic record, and whoever owns the topic next gives it up.
 //!
 //! Whatever fails, nothing is removed here once a commit was sent: an outcome that is not known may be a commit.
@@ -234,6 +234,8 @@ impl Offloader {
                 if self.in_parts(job) {
                     blob::end_uploads(&*self.blobs, key).await?;
                 }
+                // What was read back may have come from what has taken the store's place.
+                self.blobs.ready().await?;
                 Ok(shape)
             }
             (Err(error), Err(_)) => Err(error.into()),

@@ -10,7 +10,8 @@
 //!
 //! Invariants (named functions of this module, used by the record's owner, the tests and the exploration alike):
 //! - An attempt is referenced by at most one state, and garbage never names a referenced attempt: [`Step::is_safe`].
-//! - Bookie copies go by `release` or by removal of the ledger, and `release` needs `Committed`, that is: read back and verified.
+//! - Bookie copies go by `release` or by removal of the ledger, and `release` needs `Committed`, that is: read back and verified; and
+//!   [`Seen`], that is: its object was looked at once more.
 //! - A state that references an object never loses it but to [`Offload::remove`], with the ledger itself.
 
 use crate::key::{self, AttemptId};
@@ -64,6 +65,16 @@ pub enum Offload {
     Released(ObjectRef),
 }
 
+/// That the object of an attempt was found in the cluster's store, as its record says. Only [`crate::release::look`] tells.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Seen(AttemptId);
+
+impl Seen {
+    pub(crate) fn of(attempt: AttemptId) -> Self {
+        Self(attempt)
+    }
+}
+
 /// What is to happen to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -73,8 +84,10 @@ pub enum Change {
     Abandon(AttemptId),
     /// This attempt's object was read back whole, at this time (ms since 1970).
     Commit(AttemptId, Shape, u64),
-    /// Bookie copies go, if they were to stay until this time (ms since 1970) at most.
+    /// Bookie copies go, if they were to stay until this time (ms since 1970) at most, and the object was seen just now.
     Release {
+        /// What was seen.
+        seen: Seen,
         /// Now, ms since 1970.
         now_ms: u64,
         /// How long both copies stay, ms.
@@ -121,7 +134,7 @@ pub enum Refused {
     /// Another attempt is under way, or none.
     #[error("the attempt is not the one the topic record names")]
     OtherAttempt,
-    /// No verified object, or not for long enough.
+    /// No verified object, not for long enough, or another one was seen.
     #[error("the bookie copies are still needed")]
     StillNeeded,
 }
@@ -176,8 +189,8 @@ impl Offload {
                 step(Offload::Committed(object, *at_ms), Some(removed(old, 0)), false)
             }
             (_, Change::Abandon(_) | Change::Commit(..)) => Err(Refused::OtherAttempt),
-            (Offload::Committed(object, at_ms), Change::Release { now_ms, lag_ms })
-                if *now_ms >= at_ms.saturating_add(*lag_ms) =>
+            (Offload::Committed(object, at_ms), Change::Release { seen, now_ms, lag_ms })
+                if seen.0 == object.attempt && *now_ms >= at_ms.saturating_add(*lag_ms) =>
             {
                 step(Offload::Released(*object), None, true)
             }

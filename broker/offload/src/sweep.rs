@@ -79,9 +79,14 @@ async fn usable_once(known: &mut Option<bool>, blobs: &dyn Blobs) -> bool {
     }
 }
 
-/// First the object, then the record of it: what is interrupted is done again.
+/// First the object, then the record of it: what is interrupted is done again. In between the store is looked at: what is missing in
+/// another one was not removed.
 async fn remove(meta: &dyn MetadataStore, blobs: &dyn Blobs, record: &str, object: &str) -> bool {
-    if let Err(error) = discard(blobs, object).await {
+    let discarded = async {
+        discard(blobs, object).await?;
+        blobs.ready().await
+    };
+    if let Err(error) = discarded.await {
         match error {
             BlobError::Refused { .. } | BlobError::Wrong(_) => {
                 tracing::warn!(%error, "an object cannot be removed; tried again")

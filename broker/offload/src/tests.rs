@@ -1,5 +1,6 @@
 //! Stories over the simulated store.
 
+mod away;
 pub(crate) mod world;
 
 use crate::blob::sim::{FAULTS, Fault};

@@ -8,7 +8,10 @@ use crate::identity::guard::{Guarded, Place};
 use crate::meters::Meters;
 use crate::offloader::Offloader;
 use crate::reader::Reader;
+use crate::release::{self, Held};
+use crate::state::Seen;
 use crate::sweep::{Swept, sweep};
+use crate::verify::ObjectError;
 use geminga_common::clock::Clock;
 use geminga_common::error::{Code, Coded};
 use geminga_common::metadata::keys::Keys;
@@ -17,6 +20,7 @@ use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Longest that a start waits for the object store.
 pub const CHECK_MAX: Duration = Duration::from_secs(3);
@@ -41,6 +45,9 @@ impl Coded for OpenError {
     }
 }
 
+/// Objects that are looked at at a time before bookie copies go.
+const LOOKS_MAX: usize = 8;
+
 /// The object store of a cluster, as one broker uses it.
 pub struct Tier {
     /// Sends ledgers there.
@@ -55,6 +62,7 @@ pub struct Tier {
     pub cluster: String,
     blobs: Arc<dyn Blobs>,
     clock: Arc<dyn Clock>,
+    looks: Semaphore,
 }
 
 impl Tier {
@@ -110,6 +118,7 @@ impl Tier {
             cluster: cluster.to_owned(),
             blobs,
             clock,
+            looks: Semaphore::new(LOOKS_MAX),
         })
     }
 
@@ -117,6 +126,15 @@ impl Tier {
     #[must_use]
     pub fn driver(&self) -> &'static str {
         if self.config.url.starts_with("file:") { "filesystem" } else { "aws-s3" }
+    }
+
+    /// Looks at an object whose ledger's bookie copies are to go; waits for its turn.
+    ///
+    /// # Errors
+    /// The copies are still needed: see [`release::look`].
+    pub async fn look(&self, held: &Held) -> Result<Seen, ObjectError> {
+        let _permit = self.looks.acquire().await;
+        release::look(&*self.blobs, &self.cluster, held).await
     }
 
     /// Removes what is due from the store.

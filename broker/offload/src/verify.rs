@@ -5,6 +5,7 @@ use crate::format::block;
 use crate::format::footer::{Footer, Row, Trailer};
 use crate::format::{FormatError, HEADER_LEN, TRAILER_LEN, check_header};
 use crate::writer::{Closed, Shape};
+use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{EntryId, LedgerId};
 use std::ops::Range;
 
@@ -35,6 +36,16 @@ pub enum ObjectError {
     },
 }
 
+impl Coded for ObjectError {
+    fn code(&self) -> Code {
+        match self {
+            ObjectError::Blob(error) => error.code(),
+            ObjectError::Format { error: FormatError::Version(_), .. } => Code::FORMAT_TOO_NEW,
+            ObjectError::Format { .. } | ObjectError::Other { .. } => Code::OBJECT_DAMAGED,
+        }
+    }
+}
+
 /// Reads the index of an object whose shape is known: one request.
 ///
 /// # Errors
@@ -61,6 +72,28 @@ pub async fn footer(
     Footer::open(&tail[..tail.len() - TRAILER_LEN], &trailer).map_err(damaged)
 }
 
+/// Looks at an object's size and index, and holds them against what the ledger's record says: two requests.
+///
+/// # Errors
+/// It is not there, or not as it was written.
+pub async fn ends(
+    blobs: &dyn Blobs,
+    key: &str,
+    ledger: LedgerId,
+    closed: Closed,
+    shape: &Shape,
+) -> Result<Footer, ObjectError> {
+    let other = |what| ObjectError::Other { key: key.to_owned(), what };
+    if blobs.size(key).await? != shape.size {
+        return Err(other("its size"));
+    }
+    let footer = footer(blobs, key, ledger, shape).await?;
+    if (footer.entries, footer.length) != (closed.entries, closed.length) {
+        return Err(other("its entries"));
+    }
+    Ok(footer)
+}
+
 /// Reads a whole object back and holds it against what the ledger's record says.
 ///
 /// # Errors
@@ -74,13 +107,7 @@ pub async fn whole(
 ) -> Result<(), ObjectError> {
     let damaged = |error| ObjectError::Format { key: key.to_owned(), error };
     let other = |what| ObjectError::Other { key: key.to_owned(), what };
-    if blobs.size(key).await? != shape.size {
-        return Err(other("its size"));
-    }
-    let footer = footer(blobs, key, ledger, shape).await?;
-    if (footer.entries, footer.length) != (closed.entries, closed.length) {
-        return Err(other("its entries"));
-    }
+    let footer = ends(blobs, key, ledger, closed, shape).await?;
     check_header(&blobs.range(key, 0..HEADER_LEN as u64).await?).map_err(damaged)?;
     let (mut entries, mut length) = (0, 0);
     for run in runs(&footer.rows, RUN_BYTES) {

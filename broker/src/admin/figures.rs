@@ -45,6 +45,8 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
         backlog_quota_limit_time: limit(life.age_limit_ms.map(|ms| ms / 1000)),
         oldest_backlog_message_age_seconds: limit(life.oldest_ms.map(age)),
         publish_wait_reason: life.publish_wait().map(str::to_owned),
+        offload_wait_reason: topic.offload.wait.clone(),
+        offload_releases_waiting: topic.offload.releases_waiting,
         publish_rate_limited_times: life.throttled_times,
         publishers: topic.publishers.iter().map(publisher).collect(),
         waiting_publishers: topic.waiting_producers as u32,

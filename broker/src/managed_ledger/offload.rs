@@ -12,6 +12,7 @@ use geminga_common::ids::{EntryId, MessageIndex};
 use geminga_offload::format::attributes::Attributes;
 use geminga_offload::format::block;
 use geminga_offload::offloader::{Job, Source};
+use geminga_offload::release::Held;
 use geminga_offload::state::{Change, Garbage, Offload, Refused};
 use geminga_offload::writer::{Closed, Sourced};
 
@@ -66,6 +67,8 @@ pub(crate) struct Rules {
 pub(crate) struct Due {
     /// Changes of the topic record.
     pub(crate) changes: Vec<(LedgerId, Change)>,
+    /// Ledgers whose bookie copies are to go, once their objects were looked at.
+    pub(crate) releases: Vec<LedgerId>,
     /// The next ledger to upload.
     pub(crate) upload: Option<LedgerId>,
     /// When time alone makes something due, ms since 1970.
@@ -87,8 +90,7 @@ pub(crate) fn due(segments: &[Segment], open_bytes: u64, rules: &Rules, now_ms: 
                 due.changes.push((segment.id(), Change::Abandon(attempt.id)));
             }
             Offload::Committed(_, at_ms) if at_ms.saturating_add(rules.lag_ms) <= now_ms => {
-                let release = Change::Release { now_ms, lag_ms: rules.lag_ms };
-                due.changes.push((segment.id(), release));
+                due.releases.push(segment.id());
             }
             Offload::Committed(_, at_ms) => wake(at_ms.saturating_add(rules.lag_ms)),
             Offload::Bookies => {
@@ -175,6 +177,15 @@ impl ManagedLedger {
         let closed = Closed { entries: segment.entries(), length: segment.bytes() };
         let reader = LedgerReader { source: self.source(ledger), last: segment.last() };
         Some((Job { attributes, closed }, reader))
+    }
+
+    /// What is to be looked at before the bookie copies of a ledger go.
+    #[must_use]
+    pub(crate) fn held(&self, ledger: LedgerId) -> Option<Held> {
+        let segment = self.state.segment(ledger)?;
+        let closed = Closed { entries: segment.entries(), length: segment.bytes() };
+        let object = *segment.offload.object()?;
+        Some(Held { topic: self.state.topic_id, ledger, closed, object })
     }
 
     /// The state after a change, and what that leaves.

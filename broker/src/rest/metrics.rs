@@ -104,6 +104,10 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
         }
         if let Some(figures) = &stats.offload {
             offload_lines(&mut families, &labels, figures);
+            if *figures != Figures::default() || stats.offload_releases_waiting > 0 {
+                let waiting = stats.offload_releases_waiting as f64;
+                families.add("geminga_offload_releases_waiting", "gauge", &labels, waiting);
+            }
         }
     }
     for (namespace, count) in per_namespace {

@@ -61,6 +61,12 @@ pub struct TopicStats {
     /// Ours: why producers are kept out or slowed down at the moment, `None` while they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub publish_wait_reason: Option<String>,
+    /// Ours: why a ledger is not offloaded, or its bookie copies not let go, although it is due; `None` while nothing waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload_wait_reason: Option<String>,
+    /// Ledgers whose bookie copies wait for that, for `/metrics`.
+    #[serde(skip)]
+    pub offload_releases_waiting: u64,
 }
 
 /// The last compaction.
@@ -360,6 +366,10 @@ impl TopicStats {
         if self.publish_wait_reason.is_none() {
             self.publish_wait_reason.clone_from(&part.publish_wait_reason);
         }
+        if self.offload_wait_reason.is_none() {
+            self.offload_wait_reason.clone_from(&part.offload_wait_reason);
+        }
+        self.offload_releases_waiting += part.offload_releases_waiting;
         self.publish_rate_limited_times += part.publish_rate_limited_times;
         self.earliest_msg_publish_time_in_backlogs =
             earliest(self.earliest_msg_publish_time_in_backlogs, part.earliest_msg_publish_time_in_backlogs);

@@ -10,7 +10,7 @@
 //! | `delivery` | entries on their way to consumers |
 //! | `lifecycle` | time to live, backlog quotas, retention (pure) |
 //! | `aging` | carries out what the lifecycle engine decides; policies as they change |
-//! | `offload` | closed ledgers on their way to the object store |
+//! | `offload`, `release` | closed ledgers on their way to the object store, and their bookie copies let go |
 //! | `meter` | counters with rates (pure) |
 //! | `throttle` | the bound on publishing (pure) |
 //! | `requests` | subscribe, seek, unsubscribe and what REST asks |
@@ -34,6 +34,7 @@ pub(crate) mod offload;
 pub(crate) mod outbox;
 pub(crate) mod peer;
 mod producers;
+mod release;
 mod requests;
 pub(crate) mod setbacks;
 mod subscription;

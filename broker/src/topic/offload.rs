@@ -6,6 +6,7 @@
 use super::TopicHandle;
 use super::error::{Reply, TopicError};
 use super::messages::Message;
+use super::release::Releasing;
 use super::worker::Worker;
 use crate::managed_ledger::{self as ml, offload::Rules};
 use futures::FutureExt as _;
@@ -13,6 +14,7 @@ use futures::future::BoxFuture;
 use geminga_common::ids::{LedgerId, Position};
 use geminga_common::tasks::OnFailure;
 use geminga_offload::offloader::{ChangeError, OffloadError, TopicRecord};
+use geminga_offload::release::reason;
 use geminga_offload::state::{Change, ObjectRef};
 use std::collections::{BTreeSet, HashMap};
 use tokio::sync::oneshot;
@@ -36,7 +38,7 @@ pub(crate) enum Status {
 }
 
 /// What stats tell of offloading.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct OffloadFigures {
     /// Last ledger that was offloaded.
     pub(crate) last_ledger: Option<LedgerId>,
@@ -44,6 +46,10 @@ pub(crate) struct OffloadFigures {
     pub(crate) last_success_ms: u64,
     /// When an upload failed last, ms since 1970.
     pub(crate) last_failure_ms: u64,
+    /// Why a ledger is not offloaded, or its bookie copies not let go, although it is due; with a code where there is one.
+    pub(crate) wait: Option<String>,
+    /// Ledgers whose bookie copies wait for that.
+    pub(crate) releases_waiting: u64,
 }
 
 type Answer = oneshot::Sender<Result<(), ChangeError>>;
@@ -64,7 +70,10 @@ pub(super) struct Offloading {
     status: Status,
     failures: u32,
     not_before_ms: u64,
+    /// Why the last upload failed, until one works.
+    failed: Option<String>,
     figures: OffloadFigures,
+    pub(super) releasing: Releasing,
 }
 
 impl Offloading {
@@ -75,7 +84,9 @@ impl Offloading {
 
     /// What stats tell.
     pub(super) fn figures(&self) -> OffloadFigures {
-        self.figures
+        let (releases_waiting, why) = self.releasing.waits();
+        let wait = why.or(self.failed.as_ref()).cloned();
+        OffloadFigures { wait, releases_waiting, ..self.figures.clone() }
     }
 
     /// Policies have changed: look again.
@@ -83,7 +94,7 @@ impl Offloading {
         self.seen = None;
     }
 
-    fn wake_at(&mut self, at_ms: u64) {
+    pub(super) fn wake_at(&mut self, at_ms: u64) {
         self.wake_ms = Some(self.wake_ms.map_or(at_ms, |wake| wake.min(at_ms)));
     }
 }
@@ -104,15 +115,15 @@ impl Worker {
             uploading: self.offloading.uploading.as_ref().map(|(ledger, _)| *ledger),
             ..self.broker.offload_rules(&self.name)
         };
-        let due = self.ledger.offload_due(&rules);
+        let mut due = self.ledger.offload_due(&rules);
+        due.releases.retain(|ledger| !self.offloading.changing.contains(ledger));
         self.offloading.seen = Some(version);
         self.offloading.wake_ms = due.wake_ms;
         let idle = due.changes.is_empty() && due.upload.is_none() && rules.uploading.is_none();
         for (ledger, change) in due.changes {
-            if self.offloading.changing.insert(ledger) {
-                self.change_offload(ledger, change, None);
-            }
+            self.change_unasked(ledger, change);
         }
+        self.release(due.releases, rules.lag_ms, now_ms);
         match due.upload {
             // A person who asks is not made to wait for the pause after a failure.
             Some(ledger) if now_ms >= self.offloading.not_before_ms || rules.before.is_some() => {
@@ -153,7 +164,7 @@ impl Worker {
         state.seen = None;
         match outcome {
             Ok(object) => {
-                state.failures = 0;
+                (state.failures, state.failed) = (0, None);
                 state.figures.last_ledger = Some(ledger);
                 state.figures.last_success_ms = now_ms;
                 tracing::info!(topic = %self.name, %ledger, bytes = object.shape.size, "ledger offloaded");
@@ -163,11 +174,22 @@ impl Worker {
                 state.failures += 1;
                 state.not_before_ms = now_ms + pause;
                 state.figures.last_failure_ms = now_ms;
+                state.failed = Some(match &error {
+                    OffloadError::Object(error) => reason(error),
+                    other => other.to_string(),
+                });
                 if state.before.take().is_some() {
                     state.status = Status::Error(error.to_string());
                 }
                 tracing::warn!(topic = %self.name, %ledger, %error, pause, "ledger was not offloaded; it stays on bookies");
             }
+        }
+    }
+
+    /// Changes the record because the owner itself wants it, unless that is under way.
+    pub(super) fn change_unasked(&mut self, ledger: LedgerId, change: Change) {
+        if self.offloading.changing.insert(ledger) {
+            self.change_offload(ledger, change, None);
         }
     }
 

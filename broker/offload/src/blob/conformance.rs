@@ -133,6 +133,46 @@ async fn a_directory_conforms() {
     assert_eq!(blobs.uploads(key).await, Ok(vec![]));
 }
 
+#[tokio::test]
+#[allow(clippy::disallowed_methods)] // it plays the one who mounts
+async fn a_directory_that_is_another_by_now_takes_nothing_and_is_not_made() {
+    let parent = tempfile::tempdir().unwrap();
+    let (root, aside) = (parent.path().join("store"), parent.path().join("aside"));
+    let config = Config { url: format!("file://{}", root.display()), ..Config::default() };
+    let blobs = store::open(&config, SystemClock::shared()).unwrap();
+    let (id, key) = ("c/geminga.id", "c/202611/dd/1/1-000000000000000a");
+    let bytes = || vec![Bytes::from_static(b"x")];
+    assert!(matches!(blobs.small(id).await, Err(BlobError::Absent(_))));
+    assert!(blobs.put(key, bytes(), later()).await.is_err());
+    assert!(!root.exists(), "what does not say whose it is makes no directory");
+    blobs.create(id, Bytes::from_static(b"ours")).await.unwrap();
+    blobs.small(id).await.unwrap();
+    blobs.put(key, bytes(), later()).await.unwrap();
+    let upload = blobs.begin(key, later()).await.unwrap();
+    let part = blobs.part(key, &upload, 0, bytes()).await.unwrap();
+    // The file system goes, and leaves an empty directory or none.
+    std::fs::rename(&root, &aside).unwrap();
+    for empty in [true, false] {
+        if empty {
+            std::fs::create_dir(&root).unwrap();
+        }
+        assert!(matches!(blobs.small(id).await, Err(BlobError::Absent(_))));
+        assert!(matches!(blobs.put(key, bytes(), later()).await, Err(BlobError::Failed { .. })));
+        assert!(matches!(blobs.begin(key, later()).await, Err(BlobError::Failed { .. })));
+        let completed = blobs.complete(key, &upload, vec![part.clone()]).await;
+        assert!(matches!(completed, Err(BlobError::Failed { .. })), "{completed:?}");
+        if empty {
+            assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+            std::fs::remove_dir(&root).unwrap();
+        }
+        assert!(!root.exists());
+    }
+    std::fs::rename(&aside, &root).unwrap();
+    blobs.small(id).await.unwrap();
+    blobs.put(key, bytes(), later()).await.unwrap();
+    assert_eq!(blobs.size(key).await, Ok(1));
+}
+
 /// The bucket that `tests/s3 with` made, if the test runs beside it.
 pub(super) fn real_s3(prefix: &str) -> Option<Config> {
     let Ok(endpoint) = std::env::var("GEMINGA_TEST_S3") else {

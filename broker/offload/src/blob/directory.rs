@@ -3,8 +3,11 @@
 //! A file that is not finished has the key and `#n` for a name; it is what an upload in parts is here. Nobody but us refuses a
 //! write whose time is up, so it is looked at before the file is begun: a process that sleeps right behind that look, for longer
 //! than the sweep waits, may leave a file. Its sweep sleeps with it in a process that does all.
+//!
+//! The directory may be where a file system is mounted, or lie in one. Only what says whose store it is makes it, and once that was
+//! read objects are written to that very directory alone: what lies there while the file system is away is another one.
 
-use super::store::{self, SetUpError, blob_error, expired, failed, payload};
+use super::store::{self, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -15,6 +18,7 @@ use object_store::{MultipartUpload, ObjectStore};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,10 +28,16 @@ const DEPTH_MAX: usize = 16;
 
 type Staged = Arc<tokio::sync::Mutex<Box<dyn MultipartUpload>>>;
 
+/// Tells a directory from any other that is there at the same time: device and inode.
+type Which = (u64, u64);
+
 /// A directory.
 pub(super) struct Directory {
-    files: LocalFileSystem,
+    /// The files, once the directory was found.
+    files: Mutex<Option<LocalFileSystem>>,
     root: PathBuf,
+    /// Where a small object (what says whose store it is) was found last.
+    found: Mutex<Option<Which>>,
     clock: Arc<dyn Clock>,
     next: AtomicU64,
     /// Uploads under way live in this process, by key and id: after a crash only their unfinished files are left.
@@ -35,14 +45,50 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn open(url: &str, path: &str, clock: Arc<dyn Clock>) -> Result<Self, SetUpError> {
-        let made = std::fs::create_dir_all(path);
-        made.map_err(|error| SetUpError::Directory(path.to_owned(), error))?;
-        let files = LocalFileSystem::new_with_prefix(path);
-        let files = files.map_err(|error| SetUpError::Client(url.to_owned(), error))?;
+    pub(super) fn open(path: &str, clock: Arc<dyn Clock>) -> Self {
+        let (files, found, under_way) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { files, root: PathBuf::from(path), found, clock, next: AtomicU64::new(0), under_way }
+    }
+
+    /// The files of the directory, which has to be there.
+    #[allow(clippy::disallowed_methods)] // this is the seam
+    async fn files(&self, key: &str) -> Result<LocalFileSystem, BlobError> {
+        if let Some(files) = &*self.files.lock() {
+            return Ok(files.clone());
+        }
+        let root = self.root.clone();
+        let there = Self::blocking(key, move || match std::fs::metadata(&root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            there => there.map(|_| Some(LocalFileSystem::new_with_prefix(&root))),
+        });
+        let files = there.await?.ok_or_else(|| BlobError::Absent(key.to_owned()))?;
+        let files = files.map_err(|error| blob_error(key, error))?;
         let files = files.with_fsync(true).with_automatic_cleanup(true);
-        let (next, under_way) = (AtomicU64::new(0), Mutex::default());
-        Ok(Self { files, root: PathBuf::from(path), clock, next, under_way })
+        Ok(self.files.lock().get_or_insert(files).clone())
+    }
+
+    /// Which directory is there now.
+    #[allow(clippy::disallowed_methods)] // this is the seam
+    async fn which(&self, key: &str) -> Result<Option<Which>, BlobError> {
+        let root = self.root.clone();
+        Self::blocking(key, move || match std::fs::metadata(&root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            there => there.map(|there| Some((there.dev(), there.ino()))),
+        })
+        .await
+    }
+
+    /// The files, if they are in the directory that was found to be the store.
+    async fn files_of_the_store(&self, key: &str) -> Result<LocalFileSystem, BlobError> {
+        let (now, found) = (self.which(key).await?, *self.found.lock());
+        if found.is_some() && now != found {
+            let root = self.root.display();
+            return Err(failed(
+                key,
+                format!("{root} is another directory than before; is its file system mounted?"),
+            ));
+        }
+        self.files(key).await
     }
 
     fn staged(&self, key: &str, upload: &UploadId) -> Result<Staged, BlobError> {
@@ -62,12 +108,28 @@ impl Directory {
 }
 
 impl Blobs for Directory {
+    #[allow(clippy::disallowed_methods)] // this is the seam
     fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
-        store::create(&self.files, Path::from(key), key, bytes)
+        async move {
+            let root = self.root.clone();
+            Self::blocking(key, move || std::fs::create_dir_all(root)).await?;
+            store::create(&self.files(key).await?, Path::from(key), key, bytes).await
+        }
+        .boxed()
     }
 
     fn small<'a>(&'a self, key: &'a str) -> Answer<'a, Bytes> {
-        store::small(&self.files, Path::from(key), key)
+        async move {
+            let before = self.which(key).await?;
+            let small = store::small(&self.files(key).await?, Path::from(key), key).await?;
+            // What changes hands meanwhile is looked at again.
+            if before.is_none() || self.which(key).await? != before {
+                return Err(failed(key, "its directory was changed for another while it was read"));
+            }
+            *self.found.lock() = before;
+            Ok(small)
+        }
+        .boxed()
     }
 
     fn put<'a>(&'a self, key: &'a str, bytes: Vec<Bytes>, until_ms: u64) -> Answer<'a, ()> {
@@ -75,7 +137,8 @@ impl Blobs for Directory {
             if self.clock.wall_ms() > until_ms {
                 return Err(expired(key));
             }
-            let put = self.files.put_opts(&Path::from(key), payload(bytes), Default::default()).await;
+            let files = self.files_of_the_store(key).await?;
+            let put = files.put_opts(&Path::from(key), payload(bytes), Default::default()).await;
             put.map(drop).map_err(|error| blob_error(key, error))
         }
         .boxed()
@@ -86,7 +149,8 @@ impl Blobs for Directory {
             if self.clock.wall_ms() > until_ms {
                 return Err(expired(key));
             }
-            let begun = self.files.put_multipart_opts(&Path::from(key), Default::default()).await;
+            let files = self.files_of_the_store(key).await?;
+            let begun = files.put_multipart_opts(&Path::from(key), Default::default()).await;
             let upload = begun.map_err(|error| blob_error(key, error))?;
             let id = self.next.fetch_add(1, Ordering::Relaxed).to_string();
             let staged = Arc::new(tokio::sync::Mutex::new(upload));
@@ -115,6 +179,7 @@ impl Blobs for Directory {
     fn complete<'a>(&'a self, key: &'a str, upload: &'a UploadId, _parts: Vec<Part>) -> Answer<'a, ()> {
         async move {
             let staged = self.staged(key, upload)?;
+            self.files_of_the_store(key).await?;
             let completed = staged.lock().await.complete().await;
             self.under_way.lock().remove(&(key.to_owned(), upload.0.clone()));
             completed.map(drop).map_err(|error| blob_error(key, error))
@@ -123,11 +188,11 @@ impl Blobs for Directory {
     }
 
     fn size<'a>(&'a self, key: &'a str) -> Answer<'a, u64> {
-        store::size(&self.files, Path::from(key), key)
+        async move { store::size(&self.files(key).await?, Path::from(key), key).await }.boxed()
     }
 
     fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
-        store::range(&self.files, Path::from(key), key, range)
+        async move { store::range(&self.files(key).await?, Path::from(key), key, range).await }.boxed()
     }
 
     /// Told by the files: what this process has under way has one as well.
@@ -165,13 +230,23 @@ impl Blobs for Directory {
     }
 
     fn remove<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
-        store::remove(&self.files, Path::from(key), key)
+        async move {
+            match self.files(key).await {
+                Ok(files) => store::remove(&files, Path::from(key), key).await,
+                Err(error) => store::absent_is_fine(Err(error)),
+            }
+        }
+        .boxed()
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize) -> Answer<'a, Vec<Listed>> {
         async move {
             // A directory is read in no order: all of it, then the first.
-            let mut found = store::list(&self.files, "", prefix, after, usize::MAX).await?;
+            let files = match self.files(prefix).await {
+                Err(BlobError::Absent(_)) => return Ok(Vec::new()),
+                files => files?,
+            };
+            let mut found = store::list(&files, "", prefix, after, usize::MAX).await?;
             found.truncate(limit);
             Ok(found)
         }

@@ -91,7 +91,8 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, BlobError>>;
 
 /// An object store. Writes are durable when they are answered.
 pub trait Blobs: Send + Sync + 'static {
-    /// Whether it may be used at all; asked before anything about it is recorded. A store of its own always may.
+    /// Whether it may be used at all, by what it says now; asked before anything about it is recorded, and behind what was verified
+    /// there. A store of its own always may.
     fn ready(&self) -> Answer<'_, ()> {
         std::future::ready(Ok(())).boxed()
     }

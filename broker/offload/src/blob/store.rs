@@ -18,9 +18,6 @@ pub enum SetUpError {
     /// The URL is none, or of a kind that is not supported.
     #[error("offload url '{0}' is not supported; it is s3://bucket/prefix or file:///directory")]
     Url(String),
-    /// The directory cannot be made.
-    #[error("offload directory {0} cannot be made: {1}")]
-    Directory(String, std::io::Error),
     /// The store's client refuses the settings.
     #[error("object store {0} cannot be used: {1}")]
     Client(String, object_store::Error),
@@ -37,7 +34,7 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
         return Ok(Arc::new(S3::open(config, bucket, prefix.trim_matches('/'), clock)?));
     }
     match url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
-        Some(path) => Ok(Arc::new(Directory::open(url, path, clock)?)),
+        Some(path) => Ok(Arc::new(Directory::open(path, clock))),
         None => Err(SetUpError::Url(shown(url))),
     }
 }

@@ -1,20 +1,24 @@
-//! A store that nobody gets at before it was found to be the cluster's: the one way from a broker to its bucket. What was found is
-//! kept for as long as the process runs; while the store does not answer or is another one, every use asks again, all who wait
-//! share one asking, and each gets the reason.
+//! A store that nobody gets at before it was found to be the cluster's: the one way from a broker to its bucket. A store may go away
+//! under a running broker, and something else may answer in its place (a file system that is unmounted leaves an empty directory).
+//! So [`Blobs::ready`] reads the bucket's identity each time: uploads, releases and removals ask it before and behind what they do.
+//! Other calls take what was found last. Once another answer was seen nothing is used: every use asks again, all who wait share
+//! one asking, and each gets the reason; the right store is used as soon as it is back.
 
-use super::{Recorded, Refusal, Step, StoreId, Tag, TagError, decide, look};
+use super::{InBucket, Recorded, Refusal, Step, StoreId, Tag, TagError, decide, look};
 use crate::blob::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::key;
+use crate::mutant::{Mutant, active};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
+use geminga_common::error::Coded as _;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{Compare, MetaError, MetadataStore, Op, Record, Txn, TxnOutcome};
 use geminga_common::rng::Rng;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Steps of one asking: claiming takes four, each of which somebody else may undo once or twice.
 const STEPS_MAX: usize = 16;
@@ -43,7 +47,8 @@ pub struct Guarded {
     clock: Arc<dyn Clock>,
     rng: Mutex<Rng>,
     place: Place,
-    confirmed: AtomicBool,
+    /// The store's id, from when it was found to be the cluster's until something else is seen.
+    confirmed: Mutex<Option<StoreId>>,
     /// Askings that have ended; whoever waited for one takes its outcome.
     askings: AtomicU64,
     last: tokio::sync::Mutex<Option<BlobError>>,
@@ -73,12 +78,12 @@ impl Guarded {
 
     /// Has it made the cluster's where it is nobody's.
     async fn settled(&self) -> Result<(), BlobError> {
-        if self.confirmed.load(Ordering::Acquire) {
+        if self.confirmed.lock().is_some() {
             return Ok(());
         }
         let before = self.askings.load(Ordering::Acquire);
         let mut last = self.last.lock().await;
-        if self.confirmed.load(Ordering::Acquire) {
+        if self.confirmed.lock().is_some() {
             return Ok(());
         }
         if let (true, Some(error)) = (self.askings.load(Ordering::Acquire) > before, &*last) {
@@ -87,15 +92,43 @@ impl Guarded {
         let asked = self.ask(true).await;
         self.askings.fetch_add(1, Ordering::AcqRel);
         match asked {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if last.take().is_some() {
+                    tracing::info!(store = self.place.here, "the object store is this cluster's and is used");
+                }
+                Ok(())
+            }
             Err(error) => {
                 if last.as_ref() != Some(&error) {
-                    tracing::warn!(%error, "the object store is not used before that is settled");
+                    tracing::warn!(code = %error.code(), %error, "the object store is not used before that is settled");
                 }
                 *last = Some(error.clone());
                 Err(error)
             }
         }
+    }
+
+    /// Has the bucket's identity read now, whatever was found before.
+    async fn looked_at(&self) -> Result<(), BlobError> {
+        let known = *self.confirmed.lock();
+        if let Some(id) = known
+            && !active(Mutant::TrustFirstLook)
+        {
+            match look(&*self.blobs, &self.place.cluster).await? {
+                InBucket::Is(tag) if tag.id == id => return Ok(()),
+                // Whoever finds out why drops or renews it.
+                _ => *self.confirmed.lock() = None,
+            }
+        }
+        self.settled().await
+    }
+
+    /// An object that is not there may be in the right store, while this is another one by now.
+    async fn or_another_store<T>(&self, found: Result<T, BlobError>) -> Result<T, BlobError> {
+        if matches!(found, Err(BlobError::Absent(_))) {
+            self.looked_at().await?;
+        }
+        found
     }
 
     /// Goes on from whatever metadata and bucket say until the store is confirmed or refused.
@@ -117,8 +150,9 @@ impl Guarded {
                     }
                 }
                 (Step::Good, Some(recorded)) => {
+                    let id = recorded.id;
                     self.remember(&record, stored, recorded).await;
-                    self.confirmed.store(true, Ordering::Release);
+                    *self.confirmed.lock() = Some(id);
                     return Ok(Standing::Confirmed);
                 }
                 _ if !claim => return Ok(Standing::Unclaimed),
@@ -204,7 +238,7 @@ macro_rules! guarded {
 
 impl Blobs for Guarded {
     fn ready(&self) -> Answer<'_, ()> {
-        self.settled().boxed()
+        self.looked_at().boxed()
     }
     fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
         guarded!(self, self.blobs.create(key, bytes))
@@ -231,10 +265,10 @@ impl Blobs for Guarded {
         guarded!(self, self.blobs.complete(key, upload, parts))
     }
     fn size<'a>(&'a self, key: &'a str) -> Answer<'a, u64> {
-        guarded!(self, self.blobs.size(key))
+        guarded!(self, async { self.or_another_store(self.blobs.size(key).await).await })
     }
     fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
-        guarded!(self, self.blobs.range(key, range))
+        guarded!(self, async { self.or_another_store(self.blobs.range(key, range).await).await })
     }
     fn uploads<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<(String, UploadId)>> {
         guarded!(self, self.blobs.uploads(prefix))

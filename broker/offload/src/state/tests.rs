@@ -7,6 +7,10 @@ fn attempt(id: u64) -> Attempt {
     Attempt { id: AttemptId(id), begun_ms: 5, settled_ms: 100, owner_epoch: OwnerEpoch(1) }
 }
 
+fn seen(id: u64) -> Seen {
+    Seen::of(AttemptId(id))
+}
+
 fn shape() -> Shape {
     Shape { size: 10, footer_offset: 5, footer_crc: 1 }
 }
@@ -17,9 +21,12 @@ fn a_ledger_goes_its_way() {
     assert_eq!((prepared.garbage, prepared.bury), (None, false));
     let committed = prepared.next.apply(&Change::Commit(AttemptId(1), shape(), 1_000)).unwrap();
     assert_eq!((committed.garbage, committed.bury), (None, false));
-    let early = Change::Release { now_ms: 1_599, lag_ms: 600 };
+    let early = Change::Release { seen: seen(1), now_ms: 1_599, lag_ms: 600 };
     assert_eq!(committed.next.apply(&early), Err(Refused::StillNeeded));
-    let released = committed.next.apply(&Change::Release { now_ms: 1_600, lag_ms: 600 }).unwrap();
+    let another = Change::Release { seen: seen(2), now_ms: 1_600, lag_ms: 600 };
+    assert_eq!(committed.next.apply(&another), Err(Refused::StillNeeded));
+    let released = Change::Release { seen: seen(1), now_ms: 1_600, lag_ms: 600 };
+    let released = committed.next.apply(&released).unwrap();
     assert!(released.bury && released.garbage.is_none() && !released.next.on_bookies());
     let (garbage, bury) = released.next.remove(2_000, 50);
     assert_eq!(garbage.map(|g| (g.attempt, g.not_before_ms)), Some((AttemptId(1), 2_050)));
@@ -44,7 +51,7 @@ fn an_attempt_that_is_given_up_leaves_garbage_for_when_it_has_settled() {
 
 #[test]
 fn unverified_copies_are_never_let_go() {
-    let always = Change::Release { now_ms: u64::MAX, lag_ms: 0 };
+    let always = Change::Release { seen: seen(1), now_ms: u64::MAX, lag_ms: 0 };
     for state in [Offload::Bookies, Offload::Prepared(attempt(1))] {
         assert_eq!(state.apply(&always), Err(Refused::StillNeeded));
         assert!(state.remove(0, 0).1, "removal tombstones the ledger");
@@ -57,7 +64,11 @@ fn change() -> impl Strategy<Value = Change> {
         id.clone().prop_map(|id| Change::Prepare(attempt(id))),
         id.clone().prop_map(|id| Change::Abandon(AttemptId(id))),
         (id, 0_u64..50).prop_map(|(id, at)| Change::Commit(AttemptId(id), shape(), at)),
-        (0_u64..100, 0_u64..30).prop_map(|(now_ms, lag_ms)| Change::Release { now_ms, lag_ms }),
+        (0_u64..4, 0_u64..100, 0_u64..30).prop_map(|(id, now_ms, lag_ms)| Change::Release {
+            seen: seen(id),
+            now_ms,
+            lag_ms
+        }),
     ]
 }
 

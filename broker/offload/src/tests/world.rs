@@ -1,14 +1,15 @@
 //! One topic with one closed ledger, its record, its store, its bookies: small enough to be looked at after every step.
 
 use crate::blob::sim::{Fault, Faults, SimBlobs};
-use crate::blob::{Answer, Blobs, Listed, Part, UploadId};
+use crate::blob::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::Config;
 use crate::format::attributes::Attributes;
 use crate::format::block::Entry;
-use crate::key;
+use crate::key::{self, AttemptId};
 use crate::meters::Meters;
 use crate::offloader::{ChangeError, Job, OffloadError, Offloader, Source, TopicRecord};
-use crate::state::{Change, ObjectRef, Offload};
+use crate::release::{self, Held};
+use crate::state::{Change, ObjectRef, Offload, Seen};
 use crate::verify;
 use crate::writer::{Closed, Sourced};
 use bytes::Bytes;
@@ -255,6 +256,7 @@ pub(super) struct World {
     meta: Arc<DoubtfulMeta>,
     keys: Keys,
     clock: Arc<ManualClock>,
+    store: Arc<dyn Blobs>,
     offloader: Offloader,
     source: Entries,
     closed: Closed,
@@ -264,28 +266,39 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(part_bytes: u64) -> Self {
+        let tamper = Arc::new(AtomicBool::new(false));
+        let on = tamper.clone();
+        Self { tamper, ..Self::over(part_bytes, |inner, _| Arc::new(Tampering { inner, on })) }
+    }
+
+    /// A world whose store is reached in a way of its own.
+    pub(super) fn over(
+        part_bytes: u64,
+        way: impl FnOnce(SimBlobs, Arc<DoubtfulMeta>) -> Arc<dyn Blobs>,
+    ) -> Self {
         let faults = Faults::default();
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
-        let (blobs, tamper) = (SimBlobs::new(faults.clone()), Arc::new(AtomicBool::new(false)));
+        let blobs = SimBlobs::new(faults.clone());
         let inner = Arc::new(MemoryStore::new(clock.clone()));
-        let meta = DoubtfulMeta::new(inner.clone(), faults.clone());
+        let meta = Arc::new(DoubtfulMeta::new(inner.clone(), faults.clone()));
         let made =
             inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&Offload::Bookies))] });
         made.now_or_never().expect("memory answers at once").unwrap();
         let config =
             Config { part_size: ByteSize(part_bytes), block_size: ByteSize(300), ..Config::default() };
-        let store = Arc::new(Tampering { inner: blobs.clone(), on: tamper.clone() });
-        let offloader =
-            Offloader::new(store, clock.clone(), Rng::seeded(5), config, Meters::new(clock.clone()));
+        let store = way(blobs.clone(), meta.clone());
+        let meters = Meters::new(clock.clone());
+        let offloader = Offloader::new(store.clone(), clock.clone(), Rng::seeded(5), config, meters);
         let source = Entries((0..20).map(sourced).collect());
         let length = source.0.iter().map(|s| s.entry.size() as u64).sum();
         Self {
             faults,
             blobs,
-            tamper,
-            meta: Arc::new(meta),
+            tamper: Arc::default(),
+            meta,
             keys: Keys::new("c"),
             clock,
+            store,
             offloader,
             closed: Closed { entries: 20, length },
             source,
@@ -344,7 +357,9 @@ impl World {
     /// told again, another offload of an offloaded ledger, a release that is not due.
     pub(super) async fn settle(&self) {
         let handle = Handle::open(&self.meta, &self.keys).await;
-        let early = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+        let attempt = self.state().attempt().unwrap_or(AttemptId(0));
+        let early =
+            Change::Release { seen: Seen::of(attempt), now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
         let _refused = handle.change(LEDGER, early).await;
         if let Some(object) = self.state().object() {
             let again = Change::Commit(object.attempt, object.shape, self.clock.wall_ms());
@@ -366,9 +381,7 @@ impl World {
             }
             // A removal that slept may have arrived meanwhile.
             if self.there().await {
-                let handle = Handle::open(&self.meta, &self.keys).await;
-                let release = Change::Release { now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
-                let _doubt = handle.change(LEDGER, release).await;
+                self.release().await;
                 self.look("released");
                 self.sweep().await;
                 self.look("swept");
@@ -381,6 +394,48 @@ impl World {
             self.sweep().await;
         })
         .await
+    }
+
+    /// Lets the bookie copies go if all is as it should be; answers whether that was asked for.
+    pub(super) async fn release(&self) -> bool {
+        let handle = Handle::open(&self.meta, &self.keys).await;
+        let Some(object) = self.state().object().copied() else { return false };
+        let held = Held { topic: TOPIC, ledger: LEDGER, closed: self.closed, object };
+        let Ok(seen) = release::look(&*self.store, "c", &held).await else { return false };
+        let release = Change::Release { seen, now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+        let _doubt = handle.change(LEDGER, release).await;
+        true
+    }
+
+    /// Makes sure that the store may be used.
+    pub(super) async fn use_store(&self) -> Result<(), BlobError> {
+        self.store.ready().await
+    }
+
+    /// An owner that gives up what it finds under way, offloads the ledger if it is not, waits for the lag, and lets copies go.
+    pub(super) async fn offload_and_release(&self) {
+        let handle = Handle::open(&self.meta, &self.keys).await;
+        if let Offload::Prepared(attempt) = self.state() {
+            let _doubt = handle.change(LEDGER, Change::Abandon(attempt.id)).await;
+        }
+        drop(self.offload_once().await);
+        self.clock.advance(STEPS.0 * STEPS.1 as u32);
+        self.release().await;
+    }
+
+    pub(super) fn key_of(&self, object: &ObjectRef) -> String {
+        object.key("c", TOPIC, LEDGER)
+    }
+
+    /// Whether the object that the record names is not in the store.
+    pub(super) fn lacks_its_object(&self) -> bool {
+        self.state().object().is_some_and(|object| !self.blobs.keys().contains(&self.key_of(object)))
+    }
+
+    /// What is lost, if bookies have no copy and the store has none.
+    pub(super) fn lost(&self, when: &str) -> Option<String> {
+        let gone = !self.state().on_bookies() && self.lacks_its_object();
+        gone.then(|| format!("{when}: neither bookies nor the store have the ledger"))
     }
 
     /// A request takes effect within the time it may be on its way, or never. Once nothing waits to be swept, what slept arrives:

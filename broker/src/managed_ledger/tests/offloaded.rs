@@ -4,7 +4,7 @@ use super::*;
 use futures::FutureExt as _;
 use geminga_offload::blob::sim::{Fault, Faults, SimBlobs};
 use geminga_offload::offloader::{ChangeError as Doubt, OffloadError, TopicRecord};
-use geminga_offload::state::{Change as OffloadChange, ObjectRef, Offload};
+use geminga_offload::state::{Change as OffloadChange, ObjectRef, Offload, Seen};
 use tokio::sync::oneshot;
 
 type Asked = (LedgerId, OffloadChange, oneshot::Sender<Result<(), Doubt>>);
@@ -78,7 +78,17 @@ impl Story {
     }
 
     async fn release(&self, owner: &mut Owner, ledger: LedgerId) -> Result<(), ChangeError> {
-        let change = OffloadChange::Release { now_ms: self.rig.clock.wall_ms(), lag_ms: 0 };
+        let seen = self.seen(owner, ledger).await;
+        self.release_as(owner, ledger, seen).await
+    }
+
+    async fn seen(&self, owner: &Owner, ledger: LedgerId) -> Seen {
+        let held = owner.ml.held(ledger).expect("it was offloaded");
+        self.tier().look(&held).await.expect("its object is there")
+    }
+
+    async fn release_as(&self, owner: &mut Owner, ledger: LedgerId, seen: Seen) -> Result<(), ChangeError> {
+        let change = OffloadChange::Release { seen, now_ms: self.rig.clock.wall_ms(), lag_ms: 0 };
         let token = owner.ml.change_offload(ledger, change);
         owner.changed(token).await
     }
@@ -293,9 +303,13 @@ async fn an_attempt_of_a_dead_owner_is_given_up_by_the_next() {
 async fn a_release_without_a_verified_object_is_refused() {
     let story = Story::new();
     let mut owner = story.rig.open().await;
-    owner.append(0..15).await;
-    let ledger = owner.ml.stats().ledgers[0].id;
-    let refused = story.release(&mut owner, ledger).await;
+    owner.append(0..25).await;
+    let ledgers: Vec<_> = owner.ml.stats().ledgers.iter().map(|l| l.id).collect();
+    assert_eq!(owner.ml.held(ledgers[1]), None, "there is nothing to look at");
+    // What was seen of one ledger says nothing of another.
+    story.offload(&mut owner, ledgers[0]).await.unwrap();
+    let seen = story.seen(&owner, ledgers[0]).await;
+    let refused = story.release_as(&mut owner, ledgers[1], seen).await;
     assert!(matches!(refused, Err(ChangeError::Offload(_))), "{refused:?}");
     assert!(!owner.ml.is_dead());
 }
