@@ -89,6 +89,11 @@ impl Faults {
             Fault::PowerCut => (0..self.sim.plan.bookies).for_each(|number| self.crash(turmoil, number)),
             Fault::Wipe => self.wipe(turmoil, number),
             Fault::Flip => self.flip(number),
+            Fault::Garble => {
+                if self.may_damage(number) {
+                    self.sim.machines.lock()[number].garbles = true;
+                }
+            }
             Fault::SyncFails => {
                 let syncs = self.rng.below(3);
                 self.sim.machines.lock()[number].disk.fail_sync_in(syncs);

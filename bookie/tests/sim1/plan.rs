@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     Wipe,
     /// One bit of a segment flips, in a seed without a wipe, at one bookie.
     Flip,
+    /// A bookie's answers to reads are damaged on their way, from then on, in a seed without the two above.
+    Garble,
     /// A sync fails: the store fail-stops.
     SyncFails,
     /// The disk is full for a while.
@@ -38,11 +40,12 @@ pub(crate) enum Fault {
     Metadata,
 }
 
-const FAULTS: [Fault; 13] = [
+const FAULTS: [Fault; 14] = [
     Fault::Crash,
     Fault::PowerCut,
     Fault::Wipe,
     Fault::Flip,
+    Fault::Garble,
     Fault::SyncFails,
     Fault::DiskFull,
     Fault::SlowDisk,

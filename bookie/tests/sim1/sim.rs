@@ -26,6 +26,8 @@ pub(crate) struct Machine {
     pub(crate) disks: u64,
     /// The store failed: the process is about to end.
     pub(crate) failed: bool,
+    /// What it answers to reads is damaged on the way.
+    pub(crate) garbles: bool,
     /// Disk calls take a hundred times as long.
     pub(crate) slow: bool,
 }
@@ -57,7 +59,8 @@ struct Story {
 impl Sim {
     pub(crate) fn new(seed: u64, plan: Plan, told: bool) -> Arc<Self> {
         let clock = Arc::new(ManualClock::at_wall_ms(1_700_000_000_000));
-        let machine = || Machine { disk: SimDisk::new(), disks: 0, failed: false, slow: false };
+        let machine =
+            || Machine { disk: SimDisk::new(), disks: 0, failed: false, garbles: false, slow: false };
         Arc::new(Self {
             seed,
             machines: Mutex::new((0..plan.bookies).map(|_| machine()).collect()),

@@ -227,7 +227,17 @@ impl Serves for Store {
 
     async fn read(&self, read: Read) -> ReadAnswer {
         self.disk_pause().await;
-        self.with(|steps| steps.read(read))
+        let mut answer = self.with(|steps| steps.read(read));
+        let garbles = self.0.sim.machines.lock()[self.0.number].garbles;
+        if let ReadAnswer::Found(entries) = &mut answer
+            && let Some(first) = entries.first_mut().filter(|_| garbles)
+        {
+            let mut payload = first.payload.to_vec();
+            let at = self.below(payload.len() as u64) as usize;
+            payload[at] ^= 1;
+            first.payload = payload.into();
+        }
+        answer
     }
 
     async fn fence_tail(&self, ledger: LedgerId, term: Term, from: EntryId) -> Result<Tail, ControlError> {
