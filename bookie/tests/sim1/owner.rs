@@ -15,7 +15,7 @@ use geminga_common::tasks::TaskGroup;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::{Instant, sleep};
 
 struct Owner {
@@ -31,7 +31,7 @@ struct Owner {
 struct Session {
     topic: Topic,
     writer: Box<dyn Writer>,
-    events: mpsc::UnboundedReceiver<WriterEvent>,
+    events: mpsc::Receiver<WriterEvent>,
 }
 
 pub(crate) async fn owner(sim: Arc<Sim>, number: usize) -> turmoil::Result {
@@ -138,8 +138,11 @@ impl Owner {
     fn session(&self, topic: Topic, revision: Revision, plan: CreatePlan) -> Session {
         let (number, id, fragment) = (self.number, plan.id, plan.fragment.clone());
         self.sim.note(|| format!("o{number} opens {id} over {:?}", fragment.ensemble));
-        let (tell, events) = mpsc::unbounded_channel();
-        let tell: WriterEvents = Arc::new(move |event| drop(tell.send(event)));
+        let (tell, events) = mpsc::channel(10_000);
+        let tell: WriterEvents = Arc::new(move |event| {
+            let full = matches!(tell.try_send(event), Err(TrySendError::Full(_)));
+            assert!(!full, "events are taken in time");
+        });
         let writer = self.client.ledgers.writer(plan, revision, tell);
         Session { topic, writer, events }
     }
