@@ -6,7 +6,7 @@
 //! or not, as after any broken connection.
 
 use super::hello::{HELLO, refused};
-use super::{Answered, Answers, Shared};
+use super::{Answered, Answers, Serves, Shared};
 use futures::Stream;
 use geminga_bookie_client::grpc::convert::add_refusal;
 use geminga_bookie_client::grpc::table::{ReceivedAdd, unpack_adds, wire_size};
@@ -30,8 +30,8 @@ const SHARE_MIN: u64 = 1 << 20;
 const GATHERED_MAX: usize = 16_384;
 
 /// Opens a stream.
-pub(super) async fn open(
-    shared: Arc<Shared>,
+pub(super) async fn open<S: Serves>(
+    shared: Arc<Shared<S>>,
     mut incoming: Streaming<wire::AddRequest>,
 ) -> Answered<Answers<wire::AddAnswers>> {
     let place = shared.place()?;
@@ -58,7 +58,7 @@ pub(super) async fn open(
     Ok(Response::new(Box::pin(Told(outcomes))))
 }
 
-fn share(shared: &Shared) -> Result<Permit, Status> {
+fn share(shared: &Shared<impl Serves>) -> Result<Permit, Status> {
     let mut bytes = shared.config.add_stream_bytes;
     while bytes >= SHARE_MIN.min(shared.config.add_stream_bytes) {
         if let Some(permit) = shared.adds.try_take(bytes) {
@@ -70,8 +70,8 @@ fn share(shared: &Shared) -> Result<Permit, Status> {
 }
 
 /// Offers batches to the store until the caller ends, or breaks the protocol.
-async fn take(
-    shared: &Shared,
+async fn take<S: Serves>(
+    shared: &Shared<S>,
     incoming: &mut Streaming<wire::AddRequest>,
     outcomes: &Arc<Outcomes>,
 ) -> Result<(), Status> {
@@ -92,10 +92,16 @@ async fn take(
     }
 }
 
-fn offer(shared: &Shared, to: Incarnation, number: u64, add: ReceivedAdd, outcomes: &Arc<Outcomes>) {
+fn offer<S: Serves>(
+    shared: &Shared<S>,
+    to: Incarnation,
+    number: u64,
+    add: ReceivedAdd,
+    outcomes: &Arc<Outcomes>,
+) {
     let size = add.as_ref().map_or(0, wire_size);
     match add {
-        Ok(_) if to != shared.bookie.incarnation() => {
+        Ok(_) if to != shared.me.incarnation => {
             outcomes.told(number, size, Err(AddError::WrongIncarnation));
         }
         Ok(add) => {

@@ -2,7 +2,7 @@
 //! another bookie, gets a status.
 
 use super::hello::refused;
-use super::{Answered, Shared};
+use super::{Answered, Serves, Shared};
 use geminga_bookie_client::grpc::convert::{
     add_refusal, control_refusal, minus_one, plus_one, range_in, ranges_out, replicate_in,
 };
@@ -24,8 +24,8 @@ struct Admitted<'s> {
     _place: SemaphorePermit<'s>,
 }
 
-fn admit<'s>(
-    shared: &'s Shared,
+fn admit<'s, S: Serves>(
+    shared: &'s Shared<S>,
     target: Option<&wire::Target>,
 ) -> Result<Result<Admitted<'s>, ControlError>, Status> {
     if !shared.target(target)? {
@@ -45,9 +45,9 @@ fn done(result: Result<(), ControlError>) -> Answered<wire::ControlAnswer> {
     Ok(Response::new(wire::ControlAnswer { refusal: result.err().as_ref().map(control_refusal) }))
 }
 
-/// See [`crate::Bookie::fence_tail`].
-pub(super) async fn fence_tail(
-    shared: Arc<Shared>,
+/// See [`Serves::fence_tail`].
+pub(super) async fn fence_tail<S: Serves>(
+    shared: Arc<Shared<S>>,
     request: wire::FenceTailRequest,
 ) -> Answered<wire::FenceTailAnswer> {
     let result = match admit(&shared, request.target.as_ref())? {
@@ -64,17 +64,20 @@ pub(super) async fn fence_tail(
     Ok(Response::new(wire::FenceTailAnswer { kind: Some(kind) }))
 }
 
-/// See [`crate::Bookie::seal`].
-pub(super) async fn seal(shared: Arc<Shared>, request: wire::SealRequest) -> Answered<wire::ControlAnswer> {
+/// See [`Serves::seal`].
+pub(super) async fn seal<S: Serves>(
+    shared: Arc<Shared<S>>,
+    request: wire::SealRequest,
+) -> Answered<wire::ControlAnswer> {
     match admit(&shared, request.target.as_ref())? {
         Ok(call) => done(shared.bookie.seal(call.ledger, minus_one(request.last_plus_one)).await),
         Err(error) => done(Err(error)),
     }
 }
 
-/// See [`crate::Bookie::delete`].
-pub(super) async fn delete(
-    shared: Arc<Shared>,
+/// See [`Serves::delete`].
+pub(super) async fn delete<S: Serves>(
+    shared: Arc<Shared<S>>,
     request: wire::DeleteRequest,
 ) -> Answered<wire::ControlAnswer> {
     match admit(&shared, request.target.as_ref())? {
@@ -83,8 +86,11 @@ pub(super) async fn delete(
     }
 }
 
-/// See [`crate::Bookie::stat`].
-pub(super) async fn stat(shared: Arc<Shared>, request: wire::StatRequest) -> Answered<wire::StatAnswer> {
+/// See [`Serves::stat`].
+pub(super) async fn stat<S: Serves>(
+    shared: Arc<Shared<S>>,
+    request: wire::StatRequest,
+) -> Answered<wire::StatAnswer> {
     let result = match admit(&shared, request.target.as_ref())? {
         Ok(call) => shared.bookie.stat(call.ledger).await,
         Err(error) => Err(error),
@@ -97,8 +103,8 @@ pub(super) async fn stat(shared: Arc<Shared>, request: wire::StatRequest) -> Ans
 }
 
 /// See [`geminga_bookie_client::rpc::BookieRpc::replicate`]. The copies come from the peers of this node.
-pub(super) async fn replicate(
-    shared: Arc<Shared>,
+pub(super) async fn replicate<S: Serves>(
+    shared: Arc<Shared<S>>,
     request: wire::ReplicateRequest,
 ) -> Answered<wire::ReplicateAnswer> {
     use wire::replicate_answer::Kind;
@@ -122,9 +128,9 @@ pub(super) async fn replicate(
     Ok(Response::new(wire::ReplicateAnswer { kind: Some(kind) }))
 }
 
-/// See [`crate::Bookie::presence`].
-pub(super) async fn presence(
-    shared: Arc<Shared>,
+/// See [`Sink::presence`](geminga_bookie_client::repair::pull::Sink::presence).
+pub(super) async fn presence<S: Serves>(
+    shared: Arc<Shared<S>>,
     request: wire::PresenceRequest,
 ) -> Answered<wire::PresenceAnswer> {
     use wire::presence_answer::Kind;

@@ -1,7 +1,7 @@
 //! Who may open a stream. A caller of another cluster, or one that means another bookie, is told so by code; the incarnation is
 //! told in the welcome and compared in every batch, because it may change while a stream is open.
 
-use super::Shared;
+use super::{Serves, Shared};
 use geminga_bookie_client::grpc::PROTOCOL;
 use geminga_common::error::Code;
 use geminga_common::ids::Incarnation;
@@ -17,7 +17,7 @@ pub(super) fn refused(code: Code, what: &str) -> Status {
     Status::new(tonic::Code::from_i32(code.meaning().grpc_status), format!("{code}: {what}"))
 }
 
-impl Shared {
+impl<S: Serves> Shared<S> {
     fn is_me(&self, cluster: &str, bookie: &str) -> Result<(), Status> {
         if cluster != self.cluster {
             let ours = &self.cluster;
@@ -26,7 +26,7 @@ impl Shared {
                 &format!("this bookie is of cluster {ours}, not {cluster}"),
             ));
         }
-        let me = self.bookie.id();
+        let me = &self.me.id;
         if bookie != me.as_str() {
             return Err(refused(Code::WRONG_BOOKIE, &format!("this is bookie {me}, not {bookie}")));
         }
@@ -44,8 +44,8 @@ impl Shared {
         Ok(wire::Welcome {
             protocol: PROTOCOL,
             cluster: self.cluster.clone(),
-            bookie: self.bookie.id().as_str().to_owned(),
-            incarnation: self.bookie.incarnation().0,
+            bookie: self.me.id.as_str().to_owned(),
+            incarnation: self.me.incarnation.0,
             // None so far, so none in common.
             features: Vec::new(),
             credit_bytes,
@@ -67,6 +67,6 @@ impl Shared {
             return Err(refused(Code::WRONG_PROTOCOL, &what));
         }
         self.is_me(&target.cluster, &target.bookie)?;
-        Ok(Incarnation(target.incarnation) == self.bookie.incarnation())
+        Ok(Incarnation(target.incarnation) == self.me.incarnation)
     }
 }

@@ -6,6 +6,7 @@
 //! | `adds` | streams of adds: credits, range answers |
 //! | `reads` | streams of reads, bounded in bytes |
 //! | `control` | unary calls |
+//! | `serves` | what is asked of the store behind it |
 //!
 //! No file is touched by a thread of the runtime: the store has its own. Memory is bounded: streams by their number; adds by credits,
 //! which all streams take from one budget; reads by a budget for each stream; control calls by their number.
@@ -14,20 +15,24 @@ mod adds;
 mod control;
 mod hello;
 mod reads;
+mod serves;
 
-use crate::Bookie;
+pub use serves::Serves;
+
 use futures::Stream;
 use geminga_bookie_client::grpc::{CONNECTION_WINDOW, STREAM_WINDOW};
-use geminga_bookie_client::rpc::BookieRpc;
+use geminga_bookie_client::rpc::{BookieRef, BookieRpc};
 use geminga_common::budget::Budget;
 use geminga_common::tasks::TaskGroup;
 use geminga_proto::bookie as wire;
 use geminga_proto::bookie::bookie_server::{self, BookieServer};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Settings of the edge.
@@ -67,13 +72,14 @@ impl Config {
 }
 
 /// A store as others reach it.
-#[derive(Clone)]
-pub struct Service {
-    shared: Arc<Shared>,
+pub struct Service<S: Serves> {
+    shared: Arc<Shared<S>>,
 }
 
-struct Shared {
-    bookie: Bookie,
+struct Shared<S> {
+    bookie: S,
+    /// What the store said it is when its service was made.
+    me: BookieRef,
     cluster: String,
     config: Config,
     adds: Budget,
@@ -84,11 +90,11 @@ struct Shared {
     peers: Arc<dyn BookieRpc>,
 }
 
-impl Service {
+impl<S: Serves> Service<S> {
     /// A service over a store; its streams run in `tasks` and end with it. Copies for repair come from `peers`.
     #[must_use]
     pub fn new(
-        bookie: Bookie,
+        bookie: S,
         cluster: &str,
         config: Config,
         peers: Arc<dyn BookieRpc>,
@@ -98,7 +104,10 @@ impl Service {
         let control = tokio::sync::Semaphore::new(config.control_calls);
         let streams = Arc::new(tokio::sync::Semaphore::new(config.streams));
         let cluster = cluster.to_owned();
-        Self { shared: Arc::new(Shared { bookie, cluster, config, adds, streams, control, tasks, peers }) }
+        let me = bookie.me();
+        Self {
+            shared: Arc::new(Shared { bookie, me, cluster, config, adds, streams, control, tasks, peers }),
+        }
     }
 
     /// Serves until the task group stops, then until open calls have ended.
@@ -106,6 +115,20 @@ impl Service {
     /// # Errors
     /// The listener fails.
     pub async fn serve(self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+        self.serve_on(TcpIncoming::from(listener).with_nodelay(Some(true))).await
+    }
+
+    /// The same over connections that come from elsewhere than a TCP listener.
+    ///
+    /// # Errors
+    /// What brings the connections fails.
+    pub async fn serve_on<C>(
+        self,
+        incoming: impl Stream<Item = io::Result<C>>,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        C: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static,
+    {
         let stop = self.shared.tasks.token();
         let message_max = self.shared.config.message_bytes_max;
         let service = BookieServer::new(self)
@@ -120,10 +143,7 @@ impl Service {
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(service)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.cancelled_owned(),
-            )
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await
     }
 }
@@ -135,7 +155,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answered<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
-impl bookie_server::Bookie for Service {
+impl<S: Serves> bookie_server::Bookie for Service<S> {
     type AddStreamStream = Answers<wire::AddAnswers>;
     type ReadStreamStream = Answers<wire::ReadAnswers>;
 

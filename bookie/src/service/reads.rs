@@ -5,7 +5,7 @@
 //! read its answers stops its own stream and nobody else's.
 
 use super::hello::{HELLO, refused};
-use super::{Answered, Answers, Shared};
+use super::{Answered, Answers, Serves, Shared};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use geminga_bookie_client::grpc::convert::{class_in, doubt_out};
@@ -33,8 +33,8 @@ const COST_MIN: u64 = 4 << 10;
 type Out = (wire::ReadAnswers, Option<Permit>);
 
 /// Opens a stream.
-pub(super) async fn open(
-    shared: Arc<Shared>,
+pub(super) async fn open<S: Serves>(
+    shared: Arc<Shared<S>>,
     mut incoming: Streaming<wire::ReadRequest>,
 ) -> Answered<Answers<wire::ReadAnswers>> {
     let place = shared.place()?;
@@ -69,8 +69,8 @@ pub(super) async fn open(
     Ok(Response::new(Box::pin(stream)))
 }
 
-async fn answer(
-    shared: &Shared,
+async fn answer<S: Serves>(
+    shared: &Shared<S>,
     class: ReadClass,
     budget: &Budget,
     incoming: &mut Streaming<wire::ReadRequest>,
@@ -104,12 +104,12 @@ async fn answer(
     Ok(())
 }
 
-async fn one(shared: &Shared, class: ReadClass, budget: &Budget, read: wire::Read) -> Out {
+async fn one<S: Serves>(shared: &Shared<S>, class: ReadClass, budget: &Budget, read: wire::Read) -> Out {
     let most = shared.config.read_bytes_max;
     let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX).min(most);
     let permit = budget.take((bytes_max as u64).max(COST_MIN)).await;
     let (ledger, first, last) = (LedgerId(read.ledger), EntryId(read.first), EntryId(read.last));
-    let answer = if Incarnation(read.incarnation) == shared.bookie.incarnation() {
+    let answer = if Incarnation(read.incarnation) == shared.me.incarnation {
         shared.bookie.read(Read { ledger, first, last, bytes_max, class }).await
     } else {
         ReadAnswer::Unknown(Doubt::WrongIncarnation)

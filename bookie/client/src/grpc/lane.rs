@@ -139,7 +139,7 @@ impl<T: Traffic> Lane<T> {
         let stop = shared.tasks.token();
         let served = async {
             let mut failures = 0;
-            let mut rng = Rng::from_system();
+            let mut rng = shared.config.seed.map_or_else(Rng::from_system, Rng::seeded);
             loop {
                 self.wanted().await;
                 let why = match self.open(shared, endpoint).await {

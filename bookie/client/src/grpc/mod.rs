@@ -5,6 +5,7 @@
 //! | [`table`] | the bytes of batches: many adds, or many entries, in one message |
 //! | [`convert`] | words of the wire and words of the room |
 //! | [`health`] | which bookies are slow |
+//! | [`connect`] | how connections are made |
 //! | `window` | adds queued, in flight, answered: a machine |
 //! | `lane` | one stream to one bookie, opened again when it breaks |
 //! | `adds`, `reads` | what travels on lanes |
@@ -14,6 +15,7 @@
 //! arrive in call order; every add is answered once, by the bookie, by its deadline or by the end of its stream.
 
 mod adds;
+pub mod connect;
 mod control;
 pub mod convert;
 pub mod health;
@@ -27,6 +29,7 @@ use crate::rpc::{
     ReadClass, Replicate, ReplicateError, Replicated, Tail,
 };
 use adds::Adds;
+use connect::Connector;
 use control::Control;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
@@ -82,6 +85,10 @@ pub struct Config {
     pub reads_waiting_max: usize,
     /// Pauses between attempts to reach a bookie. Default 50 ms, doubled up to 2 s.
     pub backoff: Backoff,
+    /// Makes connections; `None`: TCP.
+    pub connector: Option<Connector>,
+    /// Seed of what is random in the pauses; `None` takes the system's randomness.
+    pub seed: Option<u64>,
 }
 
 impl Config {
@@ -103,6 +110,8 @@ impl Config {
                 max: Duration::from_secs(2),
                 attempts_max: None,
             },
+            connector: None,
+            seed: None,
         }
     }
 }
@@ -171,7 +180,10 @@ impl Endpoint {
             .http2_keep_alive_interval(PING)
             .keep_alive_timeout(PING);
         let _entered = shared.runtime.enter();
-        let channel = endpoint.connect_lazy();
+        let channel = match &shared.config.connector {
+            Some(connector) => endpoint.connect_with_connector_lazy(connector.clone()),
+            None => endpoint.connect_lazy(),
+        };
         *made = Some((address, channel.clone()));
         Ok(channel)
     }
