@@ -116,30 +116,8 @@ impl Faults {
                     self.ends.push((end, End::Bounce(owner)));
                 }
             }
-            Fault::Partition => {
-                let (one, other) = self.pair();
-                turmoil.partition(one.as_str(), other.as_str());
-                let end = self.until(now, 12_000);
-                self.ends.push((end, End::Repair(one, other)));
-            }
-            Fault::OneWay => {
-                let (one, other) = self.pair();
-                turmoil.partition_oneway(one.as_str(), other.as_str());
-                let end = self.until(now, 12_000);
-                self.ends.push((end, End::RepairOneWay(one, other)));
-            }
-            Fault::Hold => {
-                let (one, other) = self.pair();
-                turmoil.hold(one.as_str(), other.as_str());
-                let end = self.until(now, 6000);
-                self.ends.push((end, End::Release(one, other)));
-            }
-            Fault::SlowLink => {
-                let (one, other) = self.pair();
-                let slow = Duration::from_millis(50 + self.rng.below(400));
-                turmoil.set_link_latency(one.as_str(), other.as_str(), slow);
-                let end = self.until(now, 5000);
-                self.ends.push((end, End::FastLink(one, other)));
+            Fault::Partition | Fault::OneWay | Fault::Hold | Fault::SlowLink => {
+                self.strike_link(turmoil, fault, now)
             }
             Fault::Metadata => {
                 if self.rng.below(2) == 0 {
@@ -150,6 +128,31 @@ impl Faults {
                 self.ends.push((end, End::Metadata));
             }
         }
+    }
+
+    fn strike_link(&mut self, turmoil: &mut turmoil::Sim<'_>, fault: Fault, now: Duration) {
+        let (one, other) = self.pair();
+        let (lasts, end) = match fault {
+            Fault::Partition => {
+                turmoil.partition(one.as_str(), other.as_str());
+                (12_000, End::Repair(one, other))
+            }
+            Fault::OneWay => {
+                turmoil.partition_oneway(one.as_str(), other.as_str());
+                (12_000, End::RepairOneWay(one, other))
+            }
+            Fault::Hold => {
+                turmoil.hold(one.as_str(), other.as_str());
+                (6000, End::Release(one, other))
+            }
+            _ => {
+                let slow = Duration::from_millis(50 + self.rng.below(400));
+                turmoil.set_link_latency(one.as_str(), other.as_str(), slow);
+                (5000, End::FastLink(one, other))
+            }
+        };
+        let due = self.until(now, lasts);
+        self.ends.push((due, end));
     }
 
     fn end(&mut self, turmoil: &mut turmoil::Sim<'_>, end: End) {
