@@ -3,9 +3,11 @@
 that was offloaded is read back from the earliest on by the official client and compared, publishing goes on with ids that rise.
 The command is killed at several moments on the way and run again, and everything it refuses is asked for once.
 
-    offload_rebuild.py BINARY
+    offload_rebuild.py BINARY [ETCD]        with an etcd the same topics are attached to a cluster's metadata as well
 """
+import base64
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -14,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 import pulsar
 
 from offload import ledgers, payload, publish, read_all
 from probe_context import Context
 from s3 import BUCKET, KEYS, S3, check, until
-from server import Server
+from server import Server, free_port
 
 CONFIG = """
 [standalone.offload]
@@ -63,8 +66,8 @@ class Drill:
         return [self.binary, "admin", "storage", verb, "--role", "standalone", "--config", str(self.config), "--data-dir",
                 str(self.root / "data"), *arguments]
 
-    def rebuild(self, what, exit_code, *words, arguments=(), without=()):
-        run = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=300)
+    def rebuild(self, what, exit_code, *words, arguments=(), without=(), command=None):
+        run = subprocess.run((command or self.command()) + list(arguments), capture_output=True, text=True, timeout=300)
         said = run.stdout + run.stderr
         good = run.returncode == exit_code and all(w in said for w in words) and not any(w in said for w in without)
         check(good, f"rebuild, {what}: exit {run.returncode}: {said.strip().splitlines()[-1]}" if good
@@ -188,6 +191,34 @@ def damaged(drill, store):
     drill.rebuild("all is well again", 0, " 0 findings", arguments=["--adopt", store, "--verify"])
 
 
+def into_etcd(drill, store, etcd):
+    """Empty metadata of a cluster; once as if a broker were alive there."""
+    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    process = subprocess.Popen([etcd, "--data-dir", str(drill.root / "etcd"), "--listen-client-urls", client, "--advertise-client-urls", client,
+                                "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        config = drill.root / "broker.toml"
+        config.write_text(f'[broker]\ncluster = "standalone"\n[broker.metadata]\nurl = "etcd:{client}"\n'
+                          f'[broker.offload]\nurl = "s3://{BUCKET}/history"\nendpoint = "http://127.0.0.1:{drill.s3.port}"\n')
+        command = [drill.binary, "admin", "storage", "rebuild", "--role", "broker", "--config", str(config)]
+        drill.rebuild("into etcd, a dry run", 0, "5 topics, 0 of them attached, 0 findings", arguments=["--dry-run"], command=command)
+        key, value = (base64.b64encode(text).decode() for text in (b"/geminga/standalone/v1/live/r/a%3A1", b"x"))
+
+        def put(path, **body):
+            request = urllib.request.Request(f"{client}/v3/kv/{path}", json.dumps(body).encode())
+            urllib.request.urlopen(request, timeout=10).read()
+
+        put("put", key=key, value=value)
+        drill.rebuild("into etcd while a broker lives", 1, "GM-6013", "a:1", arguments=["--adopt", store], command=command)
+        put("deleterange", key=key)
+        drill.rebuild("into etcd", 0, "5 topics, 5 of them attached, 0 findings", arguments=["--adopt", store], command=command)
+        drill.rebuild("into etcd again", 0, "5 topics, 5 of them attached, 0 findings", command=command)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main():
     os.environ.update(KEYS)
     with tempfile.TemporaryDirectory(prefix="geminga-rebuild-") as root:
@@ -206,6 +237,8 @@ def main():
             missing = set(before) - set(drill.bucket())
             check(not missing, "serving the topics has removed nothing")
             damaged(drill, store)
+            if len(sys.argv) > 2:
+                into_etcd(drill, store, sys.argv[2])
         except BaseException:
             for log in sorted(drill.root.glob("*.log")):
                 print(log.name, log.read_text()[-1500:], file=sys.stderr)
