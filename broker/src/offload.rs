@@ -1,6 +1,7 @@
-//! What a broker has to do with the object store beside its topics: policies, and the sweep of what left them.
+//! What a broker has to do with the object store beside its topics: policies, the sweep of what left them, and looking after it by hand.
 
 pub mod fsck;
+pub mod rebuild;
 pub(crate) mod unconfigured;
 
 use crate::broker::Broker;

@@ -9,6 +9,7 @@ pub mod read;
 mod tests;
 
 pub use client::{LedgerClient, Parts};
+pub use ids::raise as raise_ids;
 
 use crate::entry::{Entry, Header};
 use crate::quorum::QuorumSpec;

@@ -101,7 +101,7 @@ pub enum Refusal {
     /// The metadata names none, and this one belongs to somebody.
     #[error(
         "the object store {here} is in use by {owner}, of which this cluster's metadata knows nothing; set offload.url to a prefix of \
-         its own, or put back the metadata that belongs to it"
+         its own, or put back the metadata that belongs to it; where that is lost, see `geminga admin storage rebuild`"
     )]
     Taken {
         /// The store that is configured.

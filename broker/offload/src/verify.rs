@@ -72,6 +72,23 @@ pub async fn footer(
     Footer::open(&tail[..tail.len() - TRAILER_LEN], &trailer).map_err(damaged)
 }
 
+/// Reads the index of an object of which only its size is known, and its shape: two requests.
+///
+/// # Errors
+/// The store does not answer, or the object is damaged.
+pub async fn discover(blobs: &dyn Blobs, key: &str, size: u64) -> Result<(Footer, Shape), ObjectError> {
+    let damaged = |error| ObjectError::Format { key: key.to_owned(), error };
+    let other = |what| ObjectError::Other { key: key.to_owned(), what };
+    let from = size.checked_sub(TRAILER_LEN as u64).ok_or_else(|| other("less than a trailer"))?;
+    let trailer = Trailer::open(&blobs.range(key, from..size).await?).map_err(damaged)?;
+    if trailer.object_length() != size {
+        return Err(other("its size"));
+    }
+    let shape = Shape { size, footer_offset: trailer.footer_offset, footer_crc: trailer.footer_crc };
+    let footer = footer(blobs, key, trailer.ledger, &shape).await?;
+    Ok((footer, shape))
+}
+
 /// Looks at an object's size and index, and holds them against what the ledger's record says: two requests.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod tombstones;
-mod topic_ids;
+pub(crate) mod topic_ids;
 
 pub use cache::CacheBudget;
 pub use config::{Config, Retention};

@@ -5,6 +5,7 @@ mod fsck;
 mod guard;
 mod heal;
 mod offloaded;
+mod rebuild;
 
 use super::*;
 use futures::future::BoxFuture;

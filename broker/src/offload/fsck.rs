@@ -289,10 +289,10 @@ async fn identity(
     }
 }
 
-type Bucket = (BTreeMap<String, u64>, Vec<(String, UploadId)>);
+pub(super) type Bucket = (BTreeMap<String, u64>, Vec<(String, UploadId)>);
 
 /// All that lies below the cluster's prefix.
-async fn bucket(blobs: &dyn Blobs, cluster: &str) -> Result<Bucket, BlobError> {
+pub(super) async fn bucket(blobs: &dyn Blobs, cluster: &str) -> Result<Bucket, BlobError> {
     let below = key::below(cluster);
     let uploads = blobs.uploads(&format!("{below}/")).await?;
     let (mut objects, mut after) = (BTreeMap::new(), None::<String>);

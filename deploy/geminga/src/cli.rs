@@ -1,6 +1,9 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use geminga_common::ids::TopicId;
+use geminga_common::names::TopicName;
+use geminga_offload::identity::StoreId;
 use std::path::PathBuf;
 
 /// Geminga: messages that stay.
@@ -200,11 +203,14 @@ pub(crate) enum StorageCommand {
     /// Hold the bucket against the metadata and report what differs. Removes nothing. A cluster may run meanwhile, a standalone
     /// may not: its metadata is its own.
     Fsck(FsckArgs),
+    /// Attach the topics of a bucket again whose metadata are gone, from the bucket alone. Nothing in the bucket is changed, no topic
+    /// that is there is touched. No broker may run; a standalone has to have been started once, so that it has data.
+    Rebuild(RebuildArgs),
 }
 
-/// Flags of `admin storage fsck`. Where the metadata and the bucket are is read as the role itself reads it.
+/// Where the metadata and the bucket are. Read as the role itself reads it.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct FsckArgs {
+pub(crate) struct StorageArgs {
     /// Whose settings to use: table `[broker]` or `[standalone]` of the file.
     #[arg(long, value_enum)]
     pub(crate) role: StorageRole,
@@ -214,9 +220,47 @@ pub(crate) struct FsckArgs {
     /// Where a standalone stores everything. Default as in its settings.
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// Flags of `admin storage fsck`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FsckArgs {
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
     /// Also read every referenced object whole and check every byte: as many bytes as the bucket holds.
     #[arg(long)]
     pub(crate) verify: bool,
+}
+
+/// Flags of `admin storage rebuild`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RebuildArgs {
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+    /// Say what would be done, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The bucket's identity, 32 hexadecimal digits as a dry run tells them: its old metadata are lost, and this cluster takes it over.
+    #[arg(long, value_name = "ID", value_parser = store_id)]
+    pub(crate) adopt: Option<StoreId>,
+    /// What a topic is called whose objects do not say (`offload.hide_names`), as TOPIC-ID=NAME; once for each.
+    #[arg(long, value_name = "TOPIC-ID=NAME", value_parser = topic_name)]
+    pub(crate) name: Vec<(TopicId, TopicName)>,
+    /// Read every object whole and check every byte first: as many bytes as the bucket holds.
+    #[arg(long)]
+    pub(crate) verify: bool,
+}
+
+fn store_id(text: &str) -> Result<StoreId, String> {
+    let wrong = || "an identity has 32 hexadecimal digits; a dry run tells it".to_owned();
+    let id = (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok()).flatten();
+    id.map(StoreId).ok_or_else(wrong)
+}
+
+fn topic_name(text: &str) -> Result<(TopicId, TopicName), String> {
+    let (id, name) = text.split_once('=').ok_or("it is TOPIC-ID=persistent://tenant/namespace/topic")?;
+    let id = id.parse().map_err(|_| format!("{id} is no topic id; a dry run tells it"))?;
+    Ok((TopicId(id), TopicName::parse(name).map_err(|error| format!("{name}: {error}"))?))
 }
 
 /// A role that offloads.

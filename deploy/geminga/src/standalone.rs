@@ -121,7 +121,11 @@ pub(crate) fn storage(
     let dir = std::path::absolute(&config.data_dir)?;
     let path = dir.join("metadata.redb");
     // Opening would make one.
-    anyhow::ensure!(path.exists(), "GM-6009: {} holds no standalone's data; pass --data-dir", dir.display());
+    anyhow::ensure!(
+        path.exists(),
+        "GM-6009: {} holds no standalone's data; pass --data-dir, or start it once there, which makes some",
+        dir.display()
+    );
     let lock = Some(lock(&RealDisk, &dir)?);
     let metadata = RedbStore::open(&RealDisk, &path, SystemClock::shared(), tasks)
         .map_err(|error| metadata_failure(&error, &path))?;

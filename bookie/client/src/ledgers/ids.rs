@@ -57,26 +57,49 @@ impl IdBlocks {
 
 async fn lease(meta: &dyn MetadataStore, key: &str, floor: u64) -> Result<Block, MetaError> {
     loop {
-        let stored = meta.get(key).await?;
-        let (counter, unchanged) = match &stored {
-            None => (1, Compare::Absent(key.to_owned())),
-            Some(record) => {
-                let value: Option<[u8; 9]> = record.value.as_ref().try_into().ok();
-                let Some([1, digits @ ..]) = value else {
-                    return Err(MetaError::Invalid("counter of ledger ids cannot be read"));
-                };
-                (u64::from_be_bytes(digits), Compare::ModRevision(key.to_owned(), record.mod_revision))
-            }
-        };
+        let (counter, unchanged) = counter(meta, key).await?;
         // A floor above the counter means the counter was restored from an old snapshot: leave the gap behind.
         let next = counter.max(floor);
         let end = next.saturating_add(BLOCK);
         if end > END {
             return Err(MetaError::Invalid("ledger ids are exhausted"));
         }
-        let ops = vec![Op::put(key, watermark_value(LedgerId(end)))];
-        if let TxnOutcome::Committed(_) = meta.txn(Txn { compares: vec![unchanged], ops }).await? {
+        if set(meta, key, end, unchanged).await? {
             return Ok(Block { next, end });
         }
     }
+}
+
+/// Makes sure that ids which are leased from now on lie above this one. Blocks that live processes hold are not taken from them: none
+/// may live.
+///
+/// # Errors
+/// Metadata errors; an unknown outcome as well, then it is to be asked again.
+pub async fn raise(meta: &dyn MetadataStore, key: &str, above: LedgerId) -> Result<(), MetaError> {
+    let wanted = above.0.saturating_add(1);
+    if wanted >= END {
+        return Err(MetaError::Invalid("ledger ids are exhausted"));
+    }
+    loop {
+        let (counter, unchanged) = counter(meta, key).await?;
+        if counter >= wanted || set(meta, key, wanted, unchanged).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// The first id that nobody has leased, and the condition that it is still the first.
+async fn counter(meta: &dyn MetadataStore, key: &str) -> Result<(u64, Compare), MetaError> {
+    let Some(record) = meta.get(key).await? else { return Ok((1, Compare::Absent(key.to_owned()))) };
+    let value: Option<[u8; 9]> = record.value.as_ref().try_into().ok();
+    let Some([1, digits @ ..]) = value else {
+        return Err(MetaError::Invalid("counter of ledger ids cannot be read"));
+    };
+    Ok((u64::from_be_bytes(digits), Compare::ModRevision(key.to_owned(), record.mod_revision)))
+}
+
+async fn set(meta: &dyn MetadataStore, key: &str, to: u64, unchanged: Compare) -> Result<bool, MetaError> {
+    let ops = vec![Op::put(key, watermark_value(LedgerId(to)))];
+    let outcome = meta.txn(Txn { compares: vec![unchanged], ops }).await?;
+    Ok(matches!(outcome, TxnOutcome::Committed(_)))
 }

@@ -36,11 +36,20 @@ impl Story {
     }
 
     /// A tier of its own, with nothing in memory, for handles that are opened from now on.
-    fn forgets(&mut self) {
+    pub(super) fn forgets(&mut self) {
+        self.forgets_with(geminga_offload::Config::default());
+    }
+
+    /// The same, and its objects do not name their topic.
+    pub(super) fn hides_names(&mut self) {
+        self.forgets_with(geminga_offload::Config { hide_names: true, ..Default::default() });
+    }
+
+    fn forgets_with(&mut self, config: geminga_offload::Config) {
         let config = geminga_offload::Config {
             block_size: geminga_common::config::ByteSize(200),
             removal_grace_s: 0,
-            ..Default::default()
+            ..config
         };
         let store = Arc::new(self.blobs.clone());
         let (clock, tasks) = (self.rig.clock.clone(), self.rig.deps.tasks.clone());
