@@ -6,21 +6,22 @@ use anyhow::{Context as _, Result, ensure};
 use geminga_proto::pulsar::command_subscribe::SubType;
 use geminga_tests::process::{Standalone, refused};
 use geminga_tests::wire::Wire;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-const LEFT_OUT: &str =
+pub(crate) const LEFT_OUT: &str =
     "not possible here: a full disk needs a file system that can be mounted (root, mkfs.ext4 or tmpfs)";
 
 /// A mounted file system of 64 MiB; gone when dropped.
-struct Small {
+pub(crate) struct Small {
     dir: tempfile::TempDir,
 }
 
 impl Small {
     /// `None` where mounting is not possible.
-    fn mount() -> Result<Option<Self>> {
+    pub(crate) fn mount() -> Result<Option<Self>> {
         let dir = tempfile::tempdir()?;
         let image = dir.path().join("image");
         std::fs::File::create(&image)?.set_len(64 << 20)?;
@@ -44,7 +45,25 @@ impl Small {
         Ok(mounted.then_some(small))
     }
 
-    fn path(&self) -> PathBuf {
+    /// Takes all the room there is, down to the last block.
+    pub(crate) fn fill(&self) -> Result<()> {
+        let mut ballast = std::fs::File::create(self.path().join("all-the-room"))?;
+        let (mut size, bytes) = (1 << 20, vec![1; 1 << 20]);
+        while size >= 4096 {
+            // What was not written whole is written in smaller pieces.
+            if ballast.write_all(&bytes[..size]).and_then(|()| ballast.sync_data()).is_err() {
+                size /= 2;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Self::fill`] took.
+    pub(crate) fn empty(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.path().join("all-the-room"))?)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("mounted")
     }
 }
@@ -56,11 +75,11 @@ impl Drop for Small {
     }
 }
 
-fn log(small: &Small) -> PathBuf {
+pub(crate) fn log(small: &Small) -> PathBuf {
     small.dir.path().join("log")
 }
 
-fn start(small: &Small) -> Result<Standalone> {
+pub(crate) fn start(small: &Small, more: &[&str]) -> Result<Standalone> {
     let config = small.dir.path().join("small.toml");
     std::fs::write(
         &config,
@@ -68,7 +87,8 @@ fn start(small: &Small) -> Result<Standalone> {
          [standalone.broker]\nmax_message_size = \"1 MiB\"\npublish_budget = \"2 MiB\"\n",
     )?;
     let config = config.to_str().context("the path is text")?;
-    Standalone::start_logged(&small.path().join("data"), &["--config", config], &log(small))
+    let more: Vec<&str> = ["--config", config].iter().chain(more).copied().collect();
+    Standalone::start_logged(&small.path().join("data"), &more, &log(small))
 }
 
 /// Clients that come back at once, as all do, neither open the topic each time nor fill the log.
@@ -106,7 +126,7 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
     };
     let ballast = small.path().join("ballast");
     std::fs::write(&ballast, vec![1; 24 << 20])?;
-    let mut server = start(&small)?;
+    let mut server = start(&small, &[])?;
     let mut reader = Wire::connect(&server.pulsar)?;
     reader.subscribe("full", "s", 2, SubType::Shared)?;
     let mut wire = Wire::connect(&server.pulsar)?;
@@ -150,7 +170,7 @@ fn a_disk_that_fills_up_loses_nothing_and_goes_on_when_there_is_room() -> Result
     })?;
     println!("with room again it took {took:?} until a message was stored, without a restart");
     server.kill()?;
-    let server = start(&small)?;
+    let server = start(&small, &[])?;
     let backlog = server.stats("full")?["subscriptions"]["s"]["msgBacklog"].as_u64().context("no backlog")?;
     ensure!(backlog > acked, "{backlog} are left of {acked} and those since");
     Ok(())
@@ -162,12 +182,7 @@ fn a_disk_without_room_at_the_start_is_named() -> Result<()> {
         println!("{LEFT_OUT}");
         return Ok(());
     };
-    // As much as fits.
-    let mut size = 64 << 20;
-    while size > 4096 && std::fs::write(small.path().join(format!("ballast-{size}")), vec![1; size]).is_err()
-    {
-        size /= 2;
-    }
+    small.fill()?;
     let said = refused(&small.path().join("data"), &[])?;
     let data = small.path().display().to_string();
     ensure!(said.contains("GM-") && said.contains(&data) && said.contains("full"), "{said}");

@@ -6,6 +6,7 @@ mod bounds;
 mod disk;
 mod lifecycle;
 mod lost;
+mod metadata;
 mod refusals;
 mod rot;
 

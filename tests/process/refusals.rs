@@ -90,7 +90,7 @@ fn metadata_and_a_store_that_do_not_belong_together_are_refused() -> Result<()> 
 /// Metadata as the first start makes them before anything else.
 fn blank_metadata(path: &Path) -> Result<()> {
     let tasks = TaskGroup::new();
-    let store = RedbStore::open(&RealDisk, path, SystemClock::shared(), &tasks)?;
+    let store = RedbStore::open(RealDisk::shared(), path, SystemClock::shared(), &tasks)?;
     tasks.stop();
     drop(store);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;

@@ -5,6 +5,8 @@ use crate::namespace::{NamespaceError, ResolveError};
 use crate::schema::{Refusal, SchemaError};
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use geminga_common::error::Coded as _;
+use geminga_common::metadata::MetaError;
 use geminga_common::names::NameError;
 use serde::Serialize;
 use serde_json::json;
@@ -52,6 +54,11 @@ impl RestError {
 
     pub(super) fn not_implemented(what: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not part of this release"))
+    }
+
+    /// Metadata that cannot be had now, with the code: their text says what to do.
+    fn metadata(error: &MetaError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{}: {error}", error.code()))
     }
 
     pub(super) fn into_response(self) -> Response<Body> {
@@ -167,7 +174,7 @@ impl From<NamespaceError> for RestError {
             }
             E::Refused(_) => StatusCode::PRECONDITION_FAILED,
             E::Decode(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            E::Metadata(_) => StatusCode::SERVICE_UNAVAILABLE,
+            E::Metadata(error) => return Self::metadata(error),
         };
         Self::new(status, error.to_string())
     }
@@ -184,7 +191,7 @@ impl From<SchemaError> for RestError {
             SchemaError::TooLarge(_) | SchemaError::UnknownType(_) => StatusCode::UNPROCESSABLE_ENTITY,
             SchemaError::TooManyVersions => StatusCode::PRECONDITION_FAILED,
             SchemaError::Decode(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            SchemaError::Metadata(_) => StatusCode::SERVICE_UNAVAILABLE,
+            SchemaError::Metadata(error) => return Self::metadata(error),
         };
         Self::new(status, error.to_string())
     }

@@ -4,7 +4,8 @@
 //! Rules every implementation keeps (the conformance suite checks them):
 //! - `write_at` on a [`OpenMode::JournalDirect`] file is durable when it returns; on others only after `sync_data`.
 //! - A created, renamed or removed name is durable only after `sync_dir` of its directory.
-//! - A failed sync is final: the caller must not retry it and believe the second answer (pages may have been dropped).
+//! - A failed sync is final: the caller must not retry it and believe the second answer (pages may have been dropped). Who goes on
+//!   all the same writes again first ([`RedbFile::reopen`]).
 
 use std::any::Any;
 use std::io;
@@ -21,7 +22,7 @@ pub mod sim;
 
 pub use append::DirectAppend;
 pub use real::RealDisk;
-pub use redb_backend::RedbFile;
+pub use redb_backend::{Doubts, RedbFile};
 
 /// Alignment of offsets, lengths and buffers on a [`OpenMode::JournalDirect`] file, in bytes.
 pub const ALIGN: usize = 4096;

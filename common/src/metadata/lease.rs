@@ -8,7 +8,7 @@ use crate::clock::Mono;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     ttl: Duration,
     deadline: Mono,
@@ -16,7 +16,7 @@ struct Lease {
 }
 
 /// All leases of one store.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Leases {
     last: u64,
     by_id: BTreeMap<LeaseId, Lease>,
@@ -39,6 +39,11 @@ impl Leases {
 
     pub(super) fn check(&self, id: LeaseId) -> Result<(), MetaError> {
         if self.by_id.contains_key(&id) { Ok(()) } else { Err(MetaError::LeaseGone(id)) }
+    }
+
+    /// Whether a key hangs on a lease.
+    pub(super) fn is_tied(&self, key: &str) -> bool {
+        self.of_key.contains_key(key)
     }
 
     /// Records that a key was written: it now hangs on `lease` alone, or on none.

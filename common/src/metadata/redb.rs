@@ -6,47 +6,49 @@
 //!
 //! Invariants:
 //! - An answer `Committed` is given, and a watch told, only after the durable commit. Reads see durable commits only.
-//! - A failed commit is final: its transactions answer `Unknown`, everything after `Unavailable`. Nothing is retried, because
-//!   pages that failed to sync may look written.
-//! - Leases live in memory and end with the process. Their keys are listed in a table of their own, which opening purges.
+//! - Leases live in memory and end with the process. Their keys are listed in a table of their own, which the process's first opening
+//!   purges; no later one does.
 //! - Without requests there are no writes.
+//!
+//! After a failed call to the disk (full, I/O error) redb answers nothing any more. The store shuts the database and opens it again,
+//! by itself and for as long as it takes; `outage.rs` is the machine, with its picture. What holds in the meantime:
+//! - A transaction whose *commit* failed answers `Unknown`. One that failed before its commit, or finds the store out of service,
+//!   answers `Unavailable`: then it is certain that nothing was written. No transaction is retried.
+//! - Pages that failed to sync look written. What was written since the last good sync is therefore written again and synced before
+//!   the database is opened (`RedbFile::reopen`): what is read afterwards is what the disk holds.
+//! - A batch commits as a whole and takes a revision, so the reopened database is at the last known revision, or at that of the one
+//!   commit in doubt: which of the two tells whether it happened. At any other it is not the file that was open, or has lost what was
+//!   acknowledged, and is not served.
+//! - If it did happen, the book of leases becomes the commit's and every watch is told `Resync`; if not, nothing has changed anywhere.
+//! - Leases are renewed meanwhile, because that needs no disk; they do not run out before their keys can go, and those that ran out go
+//!   before the first request after the outage is served.
+//! - The directory's lock belongs to whoever opened the store and is not touched.
 //!
 //! Reads share the thread and so wait for at most one commit. A second thread for reads would spare them that, and is not here
 //! because nothing hot reads metadata.
-//!
-//! A stored value is `mod_revision: u64 big-endian | version: u8 = 1 | value`.
 
-use super::lease::Leases;
-use super::watches::Watches;
-use super::{
-    LeaseId, MetaError, MetadataStore, Op, Record, Revision, Txn, TxnOutcome, WatchEvent, WatchStream,
-};
+use super::{LeaseId, MetaError, MetadataStore, Record, Txn, TxnOutcome, WatchStream};
 use crate::clock::Clock;
-use crate::disk::{Disk, RedbFile};
+use crate::disk::Disk;
 use crate::tasks::{OnFailure, TaskGroup};
-use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
-use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 #[cfg(test)]
+mod failing_tests;
+mod file;
+mod outage;
+mod tables;
+#[cfg(test)]
 mod tests;
+mod worker;
 
-const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
-const LEASED: TableDefinition<'_, &str, ()> = TableDefinition::new("leased");
-const STORE: TableDefinition<'_, &str, u64> = TableDefinition::new("store");
-const REVISION: &str = "revision";
-const FORMAT: &str = "format";
 const FORMAT_VERSION: u64 = 1;
-const VALUE_VERSION: u8 = 1;
-const VALUE_HEAD: usize = 9;
 
 /// Requests that may wait.
 const QUEUE: usize = 1024;
@@ -103,34 +105,20 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-    /// Opens the store in the file `path`, whose directory exists and is locked by the caller, and starts its thread in
+    /// Opens the store in the file `path`, whose directory exists and stays locked by the caller, and starts its thread in
     /// `tasks`. Blocks on the disk.
     ///
     /// # Errors
     /// When the disk or redb fails, or the format is newer than this program's.
     pub fn open(
-        disk: &dyn Disk,
+        disk: Arc<dyn Disk>,
         path: &Path,
         clock: Arc<dyn Clock>,
         tasks: &TaskGroup,
     ) -> Result<Self, OpenError> {
-        let backend = RedbFile::open(disk, path)?;
-        // Reads it all once, against its checksums: without that redb panics on a page that is not what it seems, perhaps days later.
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(backend)
-            .map_err(refused)?;
-        let revision = prepare(&database).map_err(OpenFailure::into_open_error)?;
+        let (file, database, revision) = file::File::open(disk, path)?;
         let (requests, queue) = mpsc::channel(QUEUE);
-        let worker = Worker {
-            database,
-            clock,
-            revision,
-            leases: Leases::default(),
-            watches: Watches::default(),
-            failed: None,
-        };
+        let worker = worker::Worker::new(file, database, revision, clock);
         let stop = tasks.token();
         let timers = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks.thread("metadata-store", OnFailure::StopProcess, move || {
@@ -186,410 +174,4 @@ impl MetadataStore for RedbStore {
     fn lease_revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), MetaError>> {
         self.ask(move |answer| Request::Revoke(lease, answer)).boxed()
     }
-}
-
-enum OpenFailure {
-    Database(redb::Error),
-    FormatTooNew(u64),
-}
-
-impl OpenFailure {
-    fn into_open_error(self) -> OpenError {
-        match self {
-            OpenFailure::Database(error) => refused(error),
-            OpenFailure::FormatTooNew(found) => OpenError::FormatTooNew(found),
-        }
-    }
-}
-
-impl<E: Into<redb::Error>> From<E> for OpenFailure {
-    fn from(error: E) -> Self {
-        OpenFailure::Database(error.into())
-    }
-}
-
-/// Makes the tables if they are not there, and removes what leases of an earlier process left. One commit, or none.
-fn prepare(database: &Database) -> Result<Revision, OpenFailure> {
-    let mut txn = database.begin_write()?;
-    txn.set_durability(redb::Durability::Immediate)?;
-    let mut changed = false;
-    let mut revision;
-    {
-        let mut store = txn.open_table(STORE)?;
-        let format = store.get(FORMAT)?.map(|v| v.value());
-        revision = store.get(REVISION)?.map_or(0, |v| v.value());
-        match format {
-            Some(FORMAT_VERSION) => {}
-            Some(newer) => return Err(OpenFailure::FormatTooNew(newer)),
-            None => {
-                store.insert(FORMAT, FORMAT_VERSION)?;
-                changed = true;
-            }
-        }
-        let mut leased = txn.open_table(LEASED)?;
-        let mut records = txn.open_table(RECORDS)?;
-        let mut left = Vec::new();
-        for entry in leased.iter()? {
-            left.push(entry?.0.value().to_owned());
-        }
-        for key in &left {
-            records.remove(key.as_str())?;
-            leased.remove(key.as_str())?;
-        }
-        if !left.is_empty() {
-            revision += 1;
-            store.insert(REVISION, revision)?;
-            changed = true;
-        }
-    }
-    if changed {
-        txn.commit()?
-    } else {
-        txn.abort()?
-    }
-    Ok(Revision(revision))
-}
-
-fn encode(revision: Revision, value: &[u8]) -> Vec<u8> {
-    let mut stored = Vec::with_capacity(VALUE_HEAD + value.len());
-    stored.extend_from_slice(&revision.0.to_be_bytes());
-    stored.push(VALUE_VERSION);
-    stored.extend_from_slice(value);
-    stored
-}
-
-fn decode(stored: &[u8]) -> Result<(Revision, &[u8]), redb::Error> {
-    match stored.split_first_chunk::<8>() {
-        Some((revision, [VALUE_VERSION, value @ ..])) => Ok((Revision(u64::from_be_bytes(*revision)), value)),
-        _ => Err(redb::Error::Corrupted("a metadata value without its head".to_owned())),
-    }
-}
-
-/// An answer that waits for the commit.
-enum Held {
-    Txn(Answer<TxnOutcome>, Result<TxnOutcome, MetaError>),
-    Revoke(Answer<()>, Result<(), MetaError>),
-}
-
-impl Held {
-    /// Answers; the asker may be gone, which is fine.
-    fn give(self) {
-        match self {
-            Held::Txn(answer, outcome) => drop(answer.send(outcome)),
-            Held::Revoke(answer, outcome) => drop(answer.send(outcome)),
-        }
-    }
-
-    fn fail(self, error: MetaError) {
-        match self {
-            Held::Txn(answer, _) => drop(answer.send(Err(error))),
-            Held::Revoke(answer, _) => drop(answer.send(Err(error))),
-        }
-    }
-}
-
-struct Worker {
-    database: Database,
-    clock: Arc<dyn Clock>,
-    revision: Revision,
-    leases: Leases,
-    watches: Watches,
-    /// Set once, by the first failure.
-    failed: Option<String>,
-}
-
-/// What a batch has written so far, not yet durable.
-struct Draft {
-    revision: Revision,
-    /// One list per transaction that changed something.
-    changes: Vec<Vec<WatchEvent>>,
-}
-
-impl Worker {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>, stop: CancellationToken) {
-        let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            let lease_ends =
-                self.leases.next_deadline().map(|deadline| deadline.saturating_sub(self.clock.mono()));
-            tokio::select! {
-                biased;
-                () = stop.cancelled(), if !queue.is_closed() => queue.close(),
-                taken = queue.recv_many(&mut batch, BATCH) => {
-                    if taken == 0 {
-                        return;
-                    }
-                }
-                () = tokio::time::sleep(lease_ends.unwrap_or_default()), if lease_ends.is_some() => {}
-            }
-            self.end_leases();
-            self.serve(&mut batch);
-        }
-    }
-
-    fn fail(&mut self, what: &str, error: &redb::Error) {
-        tracing::error!(%error, "metadata store failed while {what}; it stays failed until restart");
-        self.failed.get_or_insert_with(|| format!("{what} failed: {error}"));
-    }
-
-    fn check(&self) -> Result<(), MetaError> {
-        self.failed.as_ref().map_or(Ok(()), |why| Err(MetaError::Unavailable(why.clone())))
-    }
-
-    fn end_leases(&mut self) {
-        let expired = self.leases.expired(self.clock.mono());
-        if !expired.is_empty() {
-            self.commit(expired, Vec::new());
-        }
-    }
-
-    fn serve(&mut self, batch: &mut Vec<Request>) {
-        let mut writes = Vec::new();
-        for request in batch.drain(..) {
-            match request {
-                Request::Get(key, answer) => drop(answer.send(self.read(|records| get(records, &key)))),
-                Request::List { prefix, after, limit, answer } => {
-                    let found = self.read(|records| list(records, &prefix, after.as_deref(), limit));
-                    drop(answer.send(found));
-                }
-                Request::Watch(prefix, answer) => {
-                    let stream = self.check().map(|()| self.watches.add(&prefix));
-                    drop(answer.send(stream));
-                }
-                Request::Grant(ttl, answer) => {
-                    let now = self.clock.mono();
-                    drop(answer.send(self.check().map(|()| self.leases.grant(ttl, now))));
-                }
-                Request::KeepAlive(lease, answer) => {
-                    let now = self.clock.mono();
-                    drop(answer.send(self.check().and_then(|()| self.leases.keep_alive(lease, now))));
-                }
-                write @ (Request::Txn(..) | Request::Revoke(..)) => writes.push(write),
-            }
-        }
-        if !writes.is_empty() {
-            self.commit(Vec::new(), writes);
-        }
-    }
-
-    fn read<T>(
-        &mut self,
-        read: impl FnOnce(&redb::ReadOnlyTable<&'static str, &'static [u8]>) -> Result<T, redb::Error>,
-    ) -> Result<T, MetaError> {
-        self.check()?;
-        let look = || -> Result<T, redb::Error> { read(&self.database.begin_read()?.open_table(RECORDS)?) };
-        match look() {
-            Ok(found) => Ok(found),
-            Err(error) => {
-                self.fail("reading", &error);
-                self.check().and(Err(MetaError::Unavailable(error.to_string())))
-            }
-        }
-    }
-
-    /// Ends leases and runs transactions in one durable commit, then answers and tells the watches.
-    fn commit(&mut self, expired: Vec<LeaseId>, writes: Vec<Request>) {
-        let mut held = Vec::with_capacity(writes.len());
-        let mut draft = Draft { revision: self.revision, changes: Vec::new() };
-        let drafted = match self.check() {
-            Ok(()) => self.draft(expired, writes, &mut draft, &mut held),
-            Err(error) => return refuse(writes, &error),
-        };
-        let committed = match drafted {
-            Ok(txn) if draft.changes.is_empty() => txn.abort().map_err(redb::Error::from),
-            Ok(txn) => match txn.commit() {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    self.fail("committing", &error.into());
-                    let why = self.failed.clone().unwrap_or_default();
-                    return held.into_iter().for_each(|held| held.fail(MetaError::Unknown(why.clone())));
-                }
-            },
-            Err(error) => Err(error),
-        };
-        if let Err(error) = committed {
-            self.fail("preparing a commit", &error);
-            let why = self.failed.clone().unwrap_or_default();
-            return held.into_iter().for_each(|held| held.fail(MetaError::Unavailable(why.clone())));
-        }
-        self.revision = draft.revision;
-        for changes in &draft.changes {
-            self.watches.tell(changes);
-        }
-        held.into_iter().for_each(Held::give);
-    }
-
-    fn draft(
-        &mut self,
-        expired: Vec<LeaseId>,
-        writes: Vec<Request>,
-        draft: &mut Draft,
-        held: &mut Vec<Held>,
-    ) -> Result<WriteTransaction, redb::Error> {
-        // Every request gets its place first, so that a failure half-way finds all of them.
-        let mut work = Vec::with_capacity(writes.len());
-        for request in writes {
-            let pending = || MetaError::Unavailable("not run".to_owned());
-            match request {
-                Request::Txn(txn, answer) => {
-                    work.push(Work::Txn(txn));
-                    held.push(Held::Txn(answer, Err(pending())));
-                }
-                Request::Revoke(lease, answer) => {
-                    work.push(Work::Revoke(lease));
-                    held.push(Held::Revoke(answer, Err(pending())));
-                }
-                _ => unreachable!("only writes are committed"),
-            }
-        }
-        let mut txn = self.database.begin_write()?;
-        txn.set_durability(redb::Durability::Immediate).map_err(redb::Error::from)?;
-        {
-            let mut tables = Tables { records: txn.open_table(RECORDS)?, leased: txn.open_table(LEASED)? };
-            for lease in expired {
-                let keys = self.leases.revoke(lease).expect("an expired lease is in the book");
-                tables.remove_all(keys, draft)?;
-            }
-            for (work, held) in work.into_iter().zip(held) {
-                match (work, held) {
-                    (Work::Txn(txn), Held::Txn(_, outcome)) => {
-                        *outcome = tables.run(txn, &mut self.leases, draft)?
-                    }
-                    (Work::Revoke(lease), Held::Revoke(_, outcome)) => {
-                        *outcome = match self.leases.revoke(lease) {
-                            Ok(keys) => Ok(tables.remove_all(keys, draft)?),
-                            Err(error) => Err(error),
-                        };
-                    }
-                    _ => unreachable!("work and answers were pushed in pairs"),
-                }
-            }
-            if draft.revision != self.revision {
-                txn.open_table(STORE)?.insert(REVISION, draft.revision.0)?;
-            }
-        }
-        Ok(txn)
-    }
-}
-
-enum Work {
-    Txn(Txn),
-    Revoke(LeaseId),
-}
-
-fn refuse(writes: Vec<Request>, error: &MetaError) {
-    for request in writes {
-        match request {
-            Request::Txn(_, answer) => drop(answer.send(Err(error.clone()))),
-            Request::Revoke(_, answer) => drop(answer.send(Err(error.clone()))),
-            _ => {}
-        }
-    }
-}
-
-struct Tables<'t> {
-    records: redb::Table<'t, &'static str, &'static [u8]>,
-    leased: redb::Table<'t, &'static str, ()>,
-}
-
-impl Tables<'_> {
-    /// Runs one transaction on top of the draft. The outer error is the store's, the inner one the caller's.
-    fn run(
-        &mut self,
-        txn: Txn,
-        leases: &mut Leases,
-        draft: &mut Draft,
-    ) -> Result<Result<TxnOutcome, MetaError>, redb::Error> {
-        for compare in &txn.compares {
-            let stored = self.records.get(compare.key())?;
-            let current = stored.as_ref().map(|stored| decode(stored.value())).transpose()?;
-            if !compare.holds(current) {
-                return Ok(Ok(TxnOutcome::CompareFailed));
-            }
-        }
-        for lease in txn.leases() {
-            if let Err(gone) = leases.check(lease) {
-                return Ok(Err(gone));
-            }
-        }
-        let revision = Revision(draft.revision.0 + 1);
-        let mut changes = Vec::with_capacity(txn.ops.len());
-        for op in txn.ops {
-            match op {
-                Op::Put { key, value, lease } => {
-                    leases.tie(&key, lease);
-                    match lease {
-                        Some(_) => drop(self.leased.insert(key.as_str(), ())?),
-                        None => drop(self.leased.remove(key.as_str())?),
-                    }
-                    self.records.insert(key.as_str(), &encode(revision, &value)[..])?;
-                    changes.push(WatchEvent::Put(Record { key, value, mod_revision: revision }));
-                }
-                Op::Delete { key } => {
-                    leases.tie(&key, None);
-                    self.leased.remove(key.as_str())?;
-                    if self.records.remove(key.as_str())?.is_some() {
-                        changes.push(WatchEvent::Deleted(key, revision));
-                    }
-                }
-            }
-        }
-        draft.add(revision, changes);
-        Ok(Ok(TxnOutcome::Committed(draft.revision)))
-    }
-
-    fn remove_all(&mut self, keys: Vec<String>, draft: &mut Draft) -> Result<(), redb::Error> {
-        let revision = Revision(draft.revision.0 + 1);
-        let mut changes = Vec::with_capacity(keys.len());
-        for key in keys {
-            self.leased.remove(key.as_str())?;
-            if self.records.remove(key.as_str())?.is_some() {
-                changes.push(WatchEvent::Deleted(key, revision));
-            }
-        }
-        draft.add(revision, changes);
-        Ok(())
-    }
-}
-
-impl Draft {
-    fn add(&mut self, revision: Revision, changes: Vec<WatchEvent>) {
-        if !changes.is_empty() {
-            self.revision = revision;
-            self.changes.push(changes);
-        }
-    }
-}
-
-fn get(
-    records: &impl ReadableTable<&'static str, &'static [u8]>,
-    key: &str,
-) -> Result<Option<Record>, redb::Error> {
-    let Some(stored) = records.get(key)? else { return Ok(None) };
-    record(key, stored.value()).map(Some)
-}
-
-fn record(key: &str, stored: &[u8]) -> Result<Record, redb::Error> {
-    let (mod_revision, value) = decode(stored)?;
-    Ok(Record { key: key.to_owned(), value: Bytes::copy_from_slice(value), mod_revision })
-}
-
-fn list(
-    records: &impl ReadableTable<&'static str, &'static [u8]>,
-    prefix: &str,
-    after: Option<&str>,
-    limit: usize,
-) -> Result<Vec<Record>, redb::Error> {
-    let from = match after {
-        Some(after) if after >= prefix => Bound::Excluded(after),
-        _ => Bound::Included(prefix),
-    };
-    let mut found = Vec::new();
-    for entry in records.range::<&str>((from, Bound::Unbounded))? {
-        let (key, stored) = entry?;
-        if found.len() >= limit || !key.value().starts_with(prefix) {
-            break;
-        }
-        found.push(record(key.value(), stored.value())?);
-    }
-    Ok(found)
 }

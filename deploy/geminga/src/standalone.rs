@@ -127,7 +127,7 @@ pub(crate) fn storage(
         dir.display()
     );
     let lock = Some(lock(&RealDisk, &dir)?);
-    let metadata = RedbStore::open(&RealDisk, &path, SystemClock::shared(), tasks)
+    let metadata = RedbStore::open(RealDisk::shared(), &path, SystemClock::shared(), tasks)
         .map_err(|error| metadata_failure(&error, &path))?;
     let (metadata, cluster, offload) = (Arc::new(metadata), config.broker.cluster, config.offload);
     Ok(Storage { metadata, cluster, offload, lock })
@@ -186,7 +186,7 @@ async fn open_halves(
     let names =
         disk.list(dir).map_err(|error| failure::disk(&error, "looking at the data directory", dir))?;
     halves.check_files(names.iter().any(|name| name == "metadata.redb"), whose)?;
-    let metadata = RedbStore::open(&**disk, &path, clock.clone(), tasks)
+    let metadata = RedbStore::open(disk.clone(), &path, clock.clone(), tasks)
         .map_err(|error| metadata_failure(&error, &path))?;
     let metadata: Arc<dyn MetadataStore> = Arc::new(metadata);
     let checked = halves.check(&*metadata, whose).await?;

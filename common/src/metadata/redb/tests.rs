@@ -1,33 +1,36 @@
 //! The redb store: the common suite, what survives a restart, and what a failing disk does to it.
 
+use super::tables::{FORMAT, STORE};
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
-use crate::disk::{DiskFile, OpenMode, RealDisk, Space};
+use crate::disk::{DiskFile, OpenMode, RealDisk, RedbFile, Space};
 use crate::metadata::conformance::{self, Fixture};
-use crate::metadata::{Compare, list_all};
+use crate::metadata::{Compare, Op, Revision, WatchEvent, list_all};
+use bytes::Bytes;
+use redb::Database;
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
-struct Running {
-    store: RedbStore,
-    tasks: TaskGroup,
+pub(super) struct Running {
+    pub(super) store: RedbStore,
+    pub(super) tasks: TaskGroup,
 }
 
-fn open(disk: &dyn Disk, path: &Path) -> Running {
+pub(super) fn open(disk: impl Disk, path: &Path) -> Running {
     let tasks = TaskGroup::new();
-    let store = RedbStore::open(disk, path, SystemClock::shared(), &tasks).unwrap();
+    let store = RedbStore::open(Arc::new(disk), path, SystemClock::shared(), &tasks).unwrap();
     Running { store, tasks }
 }
 
 impl Running {
-    async fn close(self) {
+    pub(super) async fn close(self) {
         self.tasks.stop();
         assert_eq!(self.tasks.join(DEADLINE).await, Vec::<String>::new());
     }
 
-    async fn put(&self, key: &str, lease: Option<LeaseId>) -> Result<TxnOutcome, MetaError> {
+    pub(super) async fn put(&self, key: &str, lease: Option<LeaseId>) -> Result<TxnOutcome, MetaError> {
         let put = Op::Put { key: key.into(), value: Bytes::from(format!("value of {key}")), lease };
         self.store.txn(Txn { compares: vec![], ops: vec![put] }).await
     }
@@ -41,7 +44,7 @@ async fn keeps_the_rules_of_a_store() {
     conformance::run(|| {
         let clock = Arc::new(ManualClock::default());
         let path = dir.path().join(format!("{}.redb", next.fetch_add(1, Ordering::Relaxed)));
-        let store = Arc::new(RedbStore::open(&RealDisk, &path, clock.clone(), &tasks).unwrap());
+        let store = Arc::new(RedbStore::open(RealDisk::shared(), &path, clock.clone(), &tasks).unwrap());
         let advance = move |by| {
             clock.advance(by);
             std::future::ready(()).boxed()
@@ -56,7 +59,7 @@ async fn keeps_the_rules_of_a_store() {
 async fn a_restart_keeps_all_but_leased_keys() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("meta.redb");
-    let first = open(&RealDisk, &path);
+    let first = open(RealDisk, &path);
     let lease = first.store.lease_grant(Duration::from_secs(1000)).await.unwrap();
     for key in ["a", "b", "once leased"] {
         first.put(key, (key == "once leased").then_some(lease)).await.unwrap();
@@ -66,7 +69,7 @@ async fn a_restart_keeps_all_but_leased_keys() {
     let before = list_all(&first.store, "").await.unwrap();
     first.close().await;
 
-    let second = open(&RealDisk, &path);
+    let second = open(RealDisk, &path);
     let after = list_all(&second.store, "").await.unwrap();
     let kept: Vec<_> = before.into_iter().filter(|r| r.key != "leased").collect();
     assert_eq!(after, kept, "keys, values and revisions");
@@ -75,7 +78,7 @@ async fn a_restart_keeps_all_but_leased_keys() {
     assert_eq!(second.put("d", Some(lease)).await, Err(MetaError::LeaseGone(lease)));
     second.close().await;
 
-    let third = open(&RealDisk, &path);
+    let third = open(RealDisk, &path);
     assert_eq!(
         third.put("e", None).await,
         Ok(TxnOutcome::Committed(Revision(next.0 + 1))),
@@ -87,7 +90,7 @@ async fn a_restart_keeps_all_but_leased_keys() {
 #[tokio::test]
 async fn a_stopped_store_answers() {
     let dir = tempfile::tempdir().unwrap();
-    let running = open(&RealDisk, &dir.path().join("meta.redb"));
+    let running = open(RealDisk, &dir.path().join("meta.redb"));
     running.tasks.stop();
     assert!(running.tasks.join(DEADLINE).await.is_empty());
     assert!(matches!(running.put("a", None).await, Err(MetaError::Unavailable(_))));
@@ -97,14 +100,14 @@ async fn a_stopped_store_answers() {
 async fn a_newer_format_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("meta.redb");
-    open(&RealDisk, &path).close().await;
+    open(RealDisk, &path).close().await;
     let database =
         Database::builder().create_with_backend(RedbFile::open(&RealDisk, &path).unwrap()).unwrap();
     let txn = database.begin_write().unwrap();
     txn.open_table(STORE).unwrap().insert(FORMAT, 2).unwrap();
     txn.commit().unwrap();
     drop(database);
-    let opened = RedbStore::open(&RealDisk, &path, SystemClock::shared(), &TaskGroup::new());
+    let opened = RedbStore::open(RealDisk::shared(), &path, SystemClock::shared(), &TaskGroup::new());
     assert!(matches!(opened, Err(OpenError::FormatTooNew(2))), "{opened:?}");
 }
 
@@ -114,25 +117,17 @@ async fn an_unfinished_creation_is_begun_again() {
     let path = dir.path().join("meta.redb");
     let unfinished = RealDisk.open(&dir.path().join("meta.redb.new"), OpenMode::CreateNew).unwrap();
     unfinished.write_all_at(&[0; 5000], 0).unwrap();
-    let running = open(&RealDisk, &path);
+    let running = open(RealDisk, &path);
     running.put("a", None).await.unwrap();
     running.close().await;
     assert_eq!(RealDisk.list(dir.path()).unwrap(), ["meta.redb"]);
 }
 
-/// Counts syncs and writes of the real disk, and fails syncs after a number of good ones.
-#[derive(Clone)]
+/// Counts syncs and writes of the real disk.
+#[derive(Clone, Default)]
 struct Watched {
     syncs: Arc<AtomicU64>,
     writes: Arc<AtomicU64>,
-    good_syncs: Arc<AtomicU64>,
-}
-
-impl Default for Watched {
-    fn default() -> Self {
-        let good_syncs = Arc::new(AtomicU64::new(u64::MAX));
-        Self { syncs: Arc::default(), writes: Arc::default(), good_syncs }
-    }
 }
 
 struct WatchedFile(Watched, Arc<dyn DiskFile>);
@@ -174,9 +169,6 @@ impl DiskFile for WatchedFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.0.syncs.fetch_add(1, Ordering::Relaxed);
-        let left = self.0.good_syncs.load(Ordering::Relaxed);
-        let Some(left) = left.checked_sub(1) else { return Err(io::Error::other("injected")) };
-        self.0.good_syncs.store(left, Ordering::Relaxed);
         self.1.sync_data()
     }
     fn len(&self) -> io::Result<u64> {
@@ -188,47 +180,11 @@ impl DiskFile for WatchedFile {
 }
 
 #[tokio::test]
-async fn a_failed_sync_is_final() {
-    let mut unknown = 0;
-    for good_syncs in 0..4 {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("meta.redb");
-        let disk = Watched::default();
-        let running = open(&disk, &path);
-        running.put("a", None).await.unwrap();
-        let mut watch = running.store.watch("").await.unwrap();
-        disk.good_syncs.store(good_syncs, Ordering::Relaxed);
-        let outcome = running.put("b", None).await;
-        if outcome.is_ok() {
-            continue; // the commit needed fewer syncs
-        }
-        disk.good_syncs.store(u64::MAX, Ordering::Relaxed);
-        assert!(matches!(running.put("c", None).await, Err(MetaError::Unavailable(_))), "no second chance");
-        assert!(matches!(running.store.get("a").await, Err(MetaError::Unavailable(_))));
-        assert!(watch.try_recv().is_err(), "nothing was told that may not have happened");
-        running.close().await;
-
-        let after = open(&RealDisk, &path);
-        let keys: Vec<_> = list_all(&after.store, "").await.unwrap().into_iter().map(|r| r.key).collect();
-        match outcome {
-            Err(MetaError::Unknown(_)) => {
-                unknown += 1;
-                assert!(keys == ["a"] || keys == ["a", "b"], "either: {keys:?}");
-            }
-            Err(MetaError::Unavailable(_)) => assert_eq!(keys, ["a"], "nothing was written"),
-            other => panic!("{other:?}"),
-        }
-        after.close().await;
-    }
-    assert!(unknown > 0, "some failing sync was the commit's own");
-}
-
-#[tokio::test]
 async fn queued_transactions_share_a_commit_and_see_each_other() {
     const WRITERS: u64 = 64;
     let dir = tempfile::tempdir().unwrap();
     let disk = Watched::default();
-    let running = open(&disk, &dir.path().join("meta.redb"));
+    let running = open(disk.clone(), &dir.path().join("meta.redb"));
     let before = disk.syncs.load(Ordering::Relaxed);
     let take = |i: u64| {
         let compares = vec![Compare::Absent("taken".into())];
@@ -254,7 +210,7 @@ async fn queued_transactions_share_a_commit_and_see_each_other() {
 async fn what_changes_nothing_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Watched::default();
-    let running = open(&disk, &dir.path().join("meta.redb"));
+    let running = open(disk.clone(), &dir.path().join("meta.redb"));
     running.put("a", None).await.unwrap();
     let count = || (disk.syncs.load(Ordering::Relaxed), disk.writes.load(Ordering::Relaxed));
     let before = count();
@@ -273,7 +229,7 @@ async fn what_changes_nothing_writes_nothing() {
 #[tokio::test]
 async fn leases_run_out_by_themselves() {
     let dir = tempfile::tempdir().unwrap();
-    let running = open(&RealDisk, &dir.path().join("meta.redb"));
+    let running = open(RealDisk, &dir.path().join("meta.redb"));
     let mut watch = running.store.watch("").await.unwrap();
     let lease = running.store.lease_grant(Duration::from_millis(30)).await.unwrap();
     running.put("a", Some(lease)).await.unwrap();
@@ -288,12 +244,12 @@ async fn opening_is_quick() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("meta.redb");
     let clock = SystemClock::new();
-    let running = open(&RealDisk, &path);
+    let running = open(RealDisk, &path);
     let empty = clock.mono();
     running.put("a", None).await.unwrap();
     running.close().await;
     let start = clock.mono();
-    let running = open(&RealDisk, &path);
+    let running = open(RealDisk, &path);
     let existing = clock.mono() - start;
     println!("opening: {empty:?} an empty store, {existing:?} an existing one");
     running.close().await;
