@@ -1,4 +1,4 @@
-//! `geminga admin`: looking after what runs, or does not. So far the object store.
+//! `geminga admin`: looking after what runs, or does not: the object store, and losses of a standalone (`accept_loss.rs`).
 
 use crate::cli::{AdminCommand, FsckArgs, StorageCommand, StorageRole};
 use crate::{failure, process};
@@ -13,9 +13,14 @@ use std::sync::Arc;
 
 /// Runs one command.
 pub(crate) fn main(command: AdminCommand) -> anyhow::Result<ExitCode> {
-    let AdminCommand::Storage(StorageCommand::Fsck(args)) = command;
     process::start_log("warn")?;
-    process::runtime(1)?.block_on(check(args))
+    let runtime = process::runtime(1)?;
+    match command {
+        AdminCommand::Storage(StorageCommand::Fsck(args)) => runtime.block_on(check(args)),
+        AdminCommand::AcceptLoss(args) => {
+            runtime.block_on(crate::accept_loss::main(args)).map(|()| ExitCode::SUCCESS)
+        }
+    }
 }
 
 /// Where a role's metadata and bucket are.
