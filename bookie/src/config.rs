@@ -73,6 +73,8 @@ pub struct Config {
     /// A store that lacks something it had is refused before anything of it is changed, instead of opened with what is left of it for
     /// a repair from other copies. For a store that has the only copy.
     pub refuse_losses: bool,
+    /// Nobody else has copies of what is stored: losses are told as what they are, and no repair is promised.
+    pub only_copy: bool,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
     pub seed: Option<u64>,
 }
@@ -118,6 +120,7 @@ impl Config {
             scrub_rate: 16 << 20,
             readers: 2,
             refuse_losses: false,
+            only_copy: false,
             seed: None,
         }
     }

@@ -41,13 +41,21 @@ impl InProcess {
         }
     }
 
+    /// The store that holds what is left of a ledger, under whatever incarnation it did: who counts on a former one, whose loss was
+    /// accepted, may ask and decide, and add nothing. Also whether something of the ledger may be lost.
+    fn holder(&self, to: &BookieRef, ledger: LedgerId) -> Result<(Bookie, bool), ControlError> {
+        let bookie = self.bookies.get(&to.id).ok_or(ControlError::Unknown("no such bookie"))?;
+        let lacks = bookie.may_lack(to.incarnation, ledger).ok_or(ControlError::WrongIncarnation)?;
+        Ok((bookie.clone(), lacks))
+    }
+
     fn control<T: Send + 'static, F: Future<Output = Result<T, ControlError>> + Send + 'static>(
         &self,
-        to: &BookieRef,
-        call: impl FnOnce(Bookie) -> F,
+        (to, ledger): (&BookieRef, LedgerId),
+        call: impl FnOnce(Bookie, bool) -> F,
     ) -> BoxFuture<'static, Result<T, ControlError>> {
-        match self.find(to) {
-            Ok(bookie) => Box::pin(call(bookie)),
+        match self.holder(to, ledger) {
+            Ok((bookie, lacks)) => Box::pin(call(bookie, lacks)),
             Err(error) => Box::pin(ready(Err(error))),
         }
     }
@@ -72,8 +80,13 @@ impl BookieRpc for InProcess {
     }
 
     fn read(&self, to: &BookieRef, read: Read) -> BoxFuture<'static, ReadAnswer> {
-        match self.find(to) {
-            Ok(bookie) => Box::pin(async move { bookie.read(read).await }),
+        match self.holder(to, read.ledger) {
+            Ok((bookie, lacks)) => Box::pin(async move {
+                match bookie.read(read).await {
+                    ReadAnswer::NotFound(_) if lacks => lost(&bookie, read).await,
+                    answer => answer,
+                }
+            }),
             Err(ControlError::WrongIncarnation) => {
                 Box::pin(ready(ReadAnswer::Unknown(Doubt::WrongIncarnation)))
             }
@@ -88,7 +101,10 @@ impl BookieRpc for InProcess {
         term: Term,
         from: EntryId,
     ) -> BoxFuture<'static, Result<Tail, ControlError>> {
-        self.control(to, move |bookie| async move { bookie.fence_tail(ledger, term, from).await })
+        self.control((to, ledger), move |bookie, lacks| async move {
+            let tail = bookie.fence_tail(ledger, term, from).await?;
+            Ok(Tail { lacks, ..tail })
+        })
     }
 
     fn seal(
@@ -97,15 +113,15 @@ impl BookieRpc for InProcess {
         ledger: LedgerId,
         last: Option<EntryId>,
     ) -> BoxFuture<'static, Result<(), ControlError>> {
-        self.control(to, move |bookie| async move { bookie.seal(ledger, last).await })
+        self.control((to, ledger), move |bookie, _| async move { bookie.seal(ledger, last).await })
     }
 
     fn delete(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<(), ControlError>> {
-        self.control(to, move |bookie| async move { bookie.delete(ledger).await })
+        self.control((to, ledger), move |bookie, _| async move { bookie.delete(ledger).await })
     }
 
     fn stat(&self, to: &BookieRef, ledger: LedgerId) -> BoxFuture<'static, Result<LedgerStat, ControlError>> {
-        self.control(to, move |bookie| async move { bookie.stat(ledger).await })
+        self.control((to, ledger), move |bookie, _| async move { bookie.stat(ledger).await })
     }
 
     fn replicate(
@@ -118,13 +134,31 @@ impl BookieRpc for InProcess {
         Box::pin(async move { pull(&peers, &found?, &request).await })
     }
 
+    fn may_lack(&self, to: &BookieRef, ledger: LedgerId) -> bool {
+        self.holder(to, ledger).is_ok_and(|(_, lacks)| lacks)
+    }
+
     fn presence(
         &self,
         to: &BookieRef,
         ledger: LedgerId,
         ids: IdRange,
     ) -> BoxFuture<'static, Result<Presence, ControlError>> {
-        self.control(to, move |bookie| async move { bookie.presence(ledger, ids).await })
+        self.control((to, ledger), move |bookie, _| async move { bookie.presence(ledger, ids).await })
+    }
+}
+
+/// How far what is not there reaches, from the first id wanted on.
+async fn lost(bookie: &Bookie, read: Read) -> ReadAnswer {
+    let ids = IdRange { first: read.first, last: read.last };
+    let Ok(Presence { present, doubtful }) = bookie.presence(read.ledger, ids).await else {
+        return ReadAnswer::Unknown(Doubt::Unreachable);
+    };
+    match present.iter().chain(&doubtful).map(|run| run.first).min() {
+        None => ReadAnswer::Lost { last: read.last },
+        Some(next) if next > read.first => ReadAnswer::Lost { last: EntryId(next.0 - 1) },
+        // It came meanwhile.
+        Some(_) => ReadAnswer::Unknown(Doubt::Damaged),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`node`] | a bookie as a process of a cluster: registration, liveness |
 //! | [`service`] | the gRPC edge |
 //! | [`promote`] | a new incarnation for a store that lost data |
+//! | [`accept_loss`] | the same for a store that has the only copy |
 //! | [`Room`] | how full the disk is, in steps with hysteresis (pure) |
 //! | `store` | opening a store; its single steps, without threads: flush, collect, punch, merge, scrub |
 //! | `gc` | what is dead, what is worth merging (pure) |
@@ -44,8 +45,9 @@ pub mod steps;
 mod store;
 
 pub use config::{Config, ConfigError};
-pub use engine::{Bookie, Health, promote};
+pub use engine::{Bookie, Health, accept_loss, promote, view_loss};
 pub use figures::Figures;
+pub use format::losses::AcceptedLoss;
 pub use in_process::InProcess;
 pub use space::{Room, Watermarks};
-pub use store::{Losses, Lost, OpenError, Whose, whose};
+pub use store::{Accepted, Losses, Lost, OpenError, View, Whose, whose};

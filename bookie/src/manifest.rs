@@ -6,7 +6,8 @@
 //! flags: 1 holes are to be punched, 2 small runs; u64 each. The first format has the first four words only), `forgotten` (segment
 //! id → nothing: out of use, its file may be there still), `bad` ((segment id, offset) → length of a block that did not check),
 //! `ledgers` (ledger id → state row), `journal` (generation of a journal file that may be needed → the generation in its name, its
-//! length). `store` also holds `files`: the start that `journal` speaks of; of any other start it says nothing.
+//! length). `store` also holds `files`: the start that `journal` speaks of; of any other start it says nothing; and `losses`: how many
+//! acceptances `LOSSES` tells.
 
 use crate::format::Fields;
 use crate::format::row::LedgerRow;
@@ -48,6 +49,8 @@ pub(crate) struct Content {
     /// The start whose journal files `journal` lists.
     pub(crate) files_of: u64,
     pub(crate) journal: Vec<JournalRow>,
+    /// Losses that were accepted; `LOSSES` tells as many.
+    pub(crate) losses: u64,
 }
 
 /// A journal file that must be there.
@@ -85,6 +88,10 @@ pub(crate) struct Change {
     pub(crate) journal: Vec<JournalRow>,
     /// A start: those are all there are.
     pub(crate) files_of: Option<u64>,
+    /// Segments that were lost: their rows go, and what there is of their files stays.
+    pub(crate) lost: Vec<u64>,
+    /// How many losses have been accepted.
+    pub(crate) losses: Option<u64>,
 }
 
 /// Why the manifest did not open.
@@ -148,6 +155,7 @@ impl Manifest {
             dead_below: word("wm")?.checked_sub(1).map(LedgerId),
             scrub: word("scrub")?,
             files_of: word("files")?,
+            losses: word("losses")?,
             ..Content::default()
         };
         if [content.mark, content.durable, content.next_segment].iter().any(|word| *word >= WORD_LIMIT) {
@@ -248,6 +256,9 @@ fn apply(txn: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
     if let Some(scrub) = change.scrub {
         store.insert("scrub", scrub)?;
     }
+    if let Some(losses) = change.losses {
+        store.insert("losses", losses)?;
+    }
     if let Some(start) = change.files_of {
         store.insert("files", start)?;
         txn.delete_table(JOURNAL)?;
@@ -268,6 +279,10 @@ fn apply(txn: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
     for id in &change.forget {
         segments.remove(id)?;
         forgotten.insert(id, ())?;
+        bad.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
+    }
+    for id in &change.lost {
+        segments.remove(id)?;
         bad.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
     }
     for id in &change.removed {

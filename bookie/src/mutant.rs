@@ -44,6 +44,8 @@ pub enum Mutant {
     IdentityMissingOk,
     /// A journal directory without files counts as a fresh one.
     JournalLossUnnoticed,
+    /// A loss is accepted and nobody writes down which incarnation it befell.
+    LossForgotten,
     /// A promoted store keeps the incarnation under which it lost data (BK #4812).
     IncarnationKept,
 }

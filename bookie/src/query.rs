@@ -148,7 +148,7 @@ impl Store {
             attributes: row.attributes.clone(),
         };
         let (lac, lafr, attributes) = (row.lac, row.lafr, row.attributes);
-        Ok((stat, Tail { lac, lafr, present, doubtful, entries: Vec::new(), attributes }))
+        Ok((stat, Tail { lac, lafr, present, doubtful, entries: Vec::new(), attributes, lacks: false }))
     }
 
     pub(crate) fn stat(&self, id: LedgerId) -> Result<LedgerStat, ControlError> {

@@ -1,5 +1,6 @@
 //! A store without threads, driven step by step: crash tests decide what runs when.
 
+use crate::format::losses::may_lack;
 use crate::mutant::{Mutant, active};
 use crate::shard::{Admitted, Batch, Op, answer};
 use crate::store::{Flushed, OpenError, Store, open_all};
@@ -10,7 +11,7 @@ use geminga_bookie_client::rpc::{
 };
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
-use geminga_common::ids::{EntryId, LedgerId, Term};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId, Term};
 use std::sync::Arc;
 
 /// A store whose every step is the caller's. Dropping it is a crash.
@@ -53,6 +54,12 @@ impl Steps {
         let add = Add { ledger, term: Term(0), lac: None, lafr: None, attributes: None, entries };
         let checked = self.of(ledger).check(&add);
         self.admit(ledger, Op::Add { add, copies: true, checked, stored: None, done })
+    }
+
+    /// Whether something of a ledger that counts on `incarnation` may be lost; `None`: this store never was that.
+    #[must_use]
+    pub fn may_lack(&self, incarnation: Incarnation, ledger: LedgerId) -> Option<bool> {
+        may_lack(&self.of(ledger).accepted, incarnation, ledger)
     }
 
     /// Admits a fence.

@@ -20,6 +20,7 @@ mod bundles;
 mod config;
 pub mod cursor;
 pub mod dispatch;
+pub mod loss;
 pub mod managed_ledger;
 pub mod namespace;
 pub mod offload;

@@ -128,6 +128,7 @@ codes! {
     4016 RECORD_UNREADABLE: "a metadata record cannot be read", pulsar 2, http 500, grpc 15, retry false;
     4017 LEDGERS_MISSING: "messages between offloaded ledgers of a topic are in no object", pulsar 0, http 500, grpc 15, retry false;
     4018 TOPIC_NOT_REBUILT: "a topic of the object store was not attached again", pulsar 0, http 500, grpc 9, retry false;
+    4019 LOST_FOR_GOOD: "messages were lost, and the loss was accepted", pulsar 2, http 410, grpc 15, retry false;
     5001 METADATA_UNAVAILABLE: "the metadata store cannot be reached", pulsar 1, http 503, grpc 14, retry true;
     5002 METADATA_UNKNOWN: "whether the metadata change happened is not known", pulsar 1, http 503, grpc 14, retry true;
     5003 SERVICE_NOT_READY: "the service is not ready; try again", pulsar 6, http 503, grpc 14, retry true;
@@ -152,6 +153,7 @@ codes! {
     6011 OBJECT_STORE_EMPTY: "the object store is not the one that holds the cluster's offloaded ledgers", pulsar 0, http 500, grpc 9, retry false;
     6012 OBJECT_STORE_NOT_CONFIGURED: "ledgers are offloaded and no object store is configured", pulsar 2, http 500, grpc 9, retry false;
     6013 CLUSTER_RUNNING: "brokers of the cluster run", pulsar 0, http 500, grpc 9, retry false;
+    6014 LOSS_NOT_ACCEPTED: "the loss of this store cannot be accepted", pulsar 0, http 500, grpc 9, retry false;
     7001 AUTHENTICATION: "the credentials were not accepted", pulsar 3, http 401, grpc 16, retry false;
     7002 AUTHORIZATION: "the role may not do this", pulsar 4, http 403, grpc 7, retry false;
     9001 INTERNAL: "a defect in the server; please report it", pulsar 0, http 500, grpc 13, retry false;

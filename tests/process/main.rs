@@ -1,6 +1,7 @@
 //! The real binary as its user meets it: start, refusals with a reason, stop, restart, kill.
 #![allow(clippy::disallowed_methods)] // real files and processes
 
+mod accepted;
 mod backlog;
 mod bounds;
 mod disk;

@@ -210,6 +210,21 @@ impl Wire {
     /// # Errors
     /// It is refused.
     pub fn subscribe(&mut self, topic: &str, name: &str, consumer_id: u64, kind: SubType) -> Result<()> {
+        self.subscribe_from(topic, name, consumer_id, kind, InitialPosition::Earliest)
+    }
+
+    /// Subscribes; a subscription that is not there yet begins as told.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn subscribe_from(
+        &mut self,
+        topic: &str,
+        name: &str,
+        consumer_id: u64,
+        kind: SubType,
+        initial: InitialPosition,
+    ) -> Result<()> {
         let request_id = self.request();
         self.send(&command(Type::Subscribe, |c| {
             c.subscribe = Some(Box::new(wire::CommandSubscribe {
@@ -218,7 +233,7 @@ impl Wire {
                 sub_type: kind as i32,
                 consumer_id,
                 request_id,
-                initial_position: Some(InitialPosition::Earliest as i32),
+                initial_position: Some(initial as i32),
                 ..Default::default()
             }));
         }))?;

@@ -14,7 +14,7 @@ pub use ids::raise as raise_ids;
 use crate::entry::{Entry, Header};
 use crate::quorum::QuorumSpec;
 use crate::record::{ClosedLedger, Fragment, LedgerAttributes};
-use crate::rpc::{BookieRef, ReadClass};
+use crate::rpc::{BookieRef, IdRange, ReadClass};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use geminga_common::ids::{EntryId, LedgerId, Term};
@@ -105,6 +105,9 @@ pub enum ReadError {
     /// No holder could answer now; retry.
     #[error("entry {0} cannot be read now")]
     Unavailable(EntryId),
+    /// The only copy lost these entries, and that was accepted: they are gone for good.
+    #[error("entries {} to {} are lost for good", .0.first, .0.last)]
+    Lost(IdRange),
 }
 
 /// Why a recovery did not close its ledger.
@@ -234,6 +237,8 @@ pub struct Recovered {
     pub last_header: Option<Header>,
     /// Attributes as the bookies hold them.
     pub attributes: Option<Arc<LedgerAttributes>>,
+    /// Entries that were acknowledged, as far as is known, and are gone for good, rising; also such beyond the end.
+    pub lost: Vec<IdRange>,
 }
 
 /// The ledger protocol as seen by an owner of ledgers.
@@ -258,6 +263,10 @@ pub trait Ledgers: Send + Sync + 'static {
         bytes_max: usize,
         class: ReadClass,
     ) -> BoxFuture<'static, Result<Vec<Entry>, ReadError>>;
+    /// Whether entries of this ledger were lost, or may have been, and that was accepted for good: what is left of it need not be all.
+    fn may_lack(&self, _view: &LedgerView) -> bool {
+        false
+    }
     /// Deletes a tombstoned ledger from every bookie of its fragments; true once all have confirmed, or are given up for good.
     /// A bookie that merely cannot be reached has not.
     fn delete(&self, view: &LedgerView) -> BoxFuture<'static, bool>;

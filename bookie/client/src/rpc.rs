@@ -150,6 +150,12 @@ pub enum ReadAnswer {
     NotFound(Proof),
     /// Nothing can be said about the first id wanted.
     Unknown(Doubt),
+    /// From the first id wanted up to this one nothing is here, and something was: the only copy lost it, and that was accepted for good.
+    /// No proof that it was never written.
+    Lost {
+        /// Last id of what is lost, within what was asked for.
+        last: EntryId,
+    },
 }
 
 /// A closed range of ids.
@@ -177,6 +183,9 @@ pub struct Tail {
     pub entries: Vec<Entry>,
     /// Attributes, if an add brought them.
     pub attributes: Option<Arc<LedgerAttributes>>,
+    /// The only copy lost something, and that was accepted for good: of what is neither present nor doubtful nothing is proven, and
+    /// nothing more will ever be known.
+    pub lacks: bool,
 }
 
 /// Why a control call did not succeed.
@@ -297,6 +306,11 @@ pub trait BookieRpc: Send + Sync + 'static {
         to: &BookieRef,
         request: Replicate,
     ) -> BoxFuture<'static, Result<Replicated, ReplicateError>>;
+    /// Whether something of a ledger on this store was lost, or may have been, and that was accepted for good: only where it is the only
+    /// copy.
+    fn may_lack(&self, _to: &BookieRef, _ledger: LedgerId) -> bool {
+        false
+    }
     /// Which of these ids the bookie durably holds: the proof that ends a repair.
     fn presence(
         &self,

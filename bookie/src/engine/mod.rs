@@ -11,9 +11,10 @@ mod pace;
 mod reads;
 
 use crate::config::Config;
+use crate::format::losses::{AcceptedLoss, may_lack};
 use crate::query::ReadStart;
 use crate::shard::{ControlDone, Op, Status};
-use crate::store::{OpenError, Store, open_all};
+use crate::store::{Accepted, OpenError, Store, View, open_all};
 use crate::{Figures, Room};
 use background::Background;
 use geminga_bookie_client::entry::Entry;
@@ -168,6 +169,20 @@ impl Bookie {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.shards[0].store.incarnation
+    }
+
+    /// Losses of this store that were accepted for good, oldest first.
+    #[must_use]
+    pub fn accepted_losses(&self) -> &[AcceptedLoss] {
+        &self.shards[0].store.accepted
+    }
+
+    /// Whether something of a ledger that counts on `incarnation` may have been lost, and that accepted; `None`: it was never this store.
+    pub(crate) fn may_lack(&self, incarnation: Incarnation, ledger: LedgerId) -> Option<bool> {
+        if incarnation == self.incarnation() {
+            return Some(false);
+        }
+        may_lack(self.accepted_losses(), incarnation, ledger)
     }
 
     /// Starts of the store so far, this one included.
@@ -424,4 +439,26 @@ pub(crate) fn split(done: ControlDone, parts: usize) -> Vec<ControlDone> {
 /// [`OpenError::NotLost`] when nothing was lost, and those of opening.
 pub fn promote(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Incarnation, OpenError> {
     crate::store::promote(config, disk, clock)
+}
+
+/// Accepts the loss of a store that has the only copy: it goes on with what is left, under a new incarnation. The store must not be open;
+/// afterwards it opens and serves. `known`: the incarnation that metadata count on. Blocks on the disk.
+///
+/// # Errors
+/// [`OpenError::NotLost`] when nothing was lost, and those of opening.
+pub fn accept_loss(
+    config: Config,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    known: Option<Incarnation>,
+) -> Result<Accepted, OpenError> {
+    crate::store::accept(config, disk, clock, known)
+}
+
+/// Looks at what is left of a store that lost something, without changing anything of it. It must not be open. Blocks on the disk.
+///
+/// # Errors
+/// [`OpenError::NotLost`] when nothing was lost, [`OpenError::Lost`] when nothing can be looked at, and those of opening.
+pub fn view_loss(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<View, OpenError> {
+    crate::store::view(config, disk, clock)
 }

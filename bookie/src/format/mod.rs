@@ -3,6 +3,7 @@
 
 pub(crate) mod identity;
 pub(crate) mod journal;
+pub(crate) mod losses;
 pub(crate) mod row;
 pub(crate) mod segment;
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod tests;
 
 use crate::format::identity::{Format, FormatError, Identity};
 use crate::manifest::Content;
-use crate::store::{Place, places, read_file};
+use crate::store::{Place, accepted_losses, places, read_file};
 use geminga_common::disk::Disk;
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{BookieId, LedgerId};
@@ -167,9 +167,28 @@ impl Report<'_> {
         for dir in [&place.data_dir, &place.journal_dir] {
             self.identity(dir, place, id)?;
         }
+        self.losses(place, id)?;
         let content = self.manifest(place)?;
         self.journal(place, id, &content)?;
         self.segments(place, &content)
+    }
+
+    /// Losses that were accepted: told, and nothing wrong.
+    fn losses(&mut self, place: &Place, id: u64) -> io::Result<()> {
+        for loss in accepted_losses(self.disk, std::slice::from_ref(place), id)? {
+            let (incarnation, at) = (loss.incarnation, loss.at_ms);
+            writeln!(self.out, "  accepted at {at} ms: what incarnation {incarnation} lost")?;
+            for (first, last) in &loss.ledgers {
+                match last.0 {
+                    u64::MAX => writeln!(self.out, "    of any ledger from {first} on")?,
+                    _ => writeln!(self.out, "    of ledgers {first} to {last}")?,
+                }
+            }
+            for line in &loss.lines {
+                writeln!(self.out, "    {line}")?;
+            }
+        }
+        Ok(())
     }
 
     fn identity(&mut self, dir: &Path, place: &Place, id: u64) -> io::Result<()> {

@@ -118,6 +118,8 @@ async fn one<S: Serves>(shared: &Shared<S>, class: ReadClass, budget: &Budget, r
         ReadAnswer::Found(entries) => Outcome::Found(pack_entries(ledger, &entries)),
         ReadAnswer::NotFound(_) => Outcome::NotFound(wire::NotFound {}),
         ReadAnswer::Unknown(doubt) => Outcome::Unknown(doubt_out(doubt).into()),
+        // Accepting a loss is for a store that nobody reaches but its own process.
+        ReadAnswer::Lost { .. } => Outcome::Unknown(doubt_out(Doubt::DataLoss).into()),
     };
     let answer = wire::ReadAnswer { number: read.number, kind: Some(kind) };
     (wire::ReadAnswers { kind: Some(Sent::Answer(answer)) }, Some(permit))

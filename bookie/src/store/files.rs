@@ -10,7 +10,7 @@ pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let mut bytes = vec![0; file.len()?.min(1 << 16) as usize];
+    let mut bytes = vec![0; file.len()?.min(1 << 20) as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(Some(bytes))
 }

@@ -10,10 +10,12 @@ mod tests;
 use super::files::read_file;
 use super::open::Place;
 use crate::format::identity::Identity;
+use crate::format::losses::EVERY_LEDGER;
 use crate::journal::{self, Looked};
 use crate::manifest::Content;
 use crate::segments::{Segment, Wanting};
 use geminga_common::disk::Disk;
+use geminga_common::ids::LedgerId;
 use std::fmt::{self, Display};
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +31,21 @@ pub struct Lost {
     pub path: PathBuf,
     /// What became of it, and what that means; goes on after the path.
     pub what: String,
+    /// Ledgers, first and last, that may have lost something by it.
+    pub ledgers: (LedgerId, LedgerId),
+}
+
+impl Lost {
+    /// Something whose loss leaves every ledger in doubt.
+    fn of_all(path: PathBuf, what: impl Into<String>) -> Self {
+        Self { path, what: what.into(), ledgers: EVERY_LEDGER }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!("{} {}", self.path.display(), self.what)
+    }
 }
 
 /// What a store lost, one at least.
@@ -58,7 +75,7 @@ pub(super) fn directories(disk: &dyn Disk, places: &[Place]) -> io::Result<Vec<L
         ] {
             match disk.list(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    lost.push(Lost { path, what: format!("is missing: it held {held}") });
+                    lost.push(Lost::of_all(path, format!("is missing: it held {held}")));
                 }
                 other => drop(other?),
             }
@@ -73,17 +90,23 @@ pub(super) fn identity(disk: &dyn Disk, place: &Place) -> io::Result<Lost> {
         let path = dir.join("IDENTITY");
         if read_file(disk, &path)?.and_then(|bytes| Identity::decode(&bytes)).is_none() {
             let what = "is missing or damaged: nobody can say whether what lies beside it is what this store wrote last";
-            return Ok(Lost { path, what: what.to_owned() });
+            return Ok(Lost::of_all(path, what));
         }
     }
     let what =
         "says that the store lost data at an earlier start, or is older than its fellow beside the journal";
-    Ok(Lost { path: place.data_dir.join("IDENTITY"), what: what.to_owned() })
+    Ok(Lost::of_all(place.data_dir.join("IDENTITY"), what))
+}
+
+/// Losses were accepted, and nobody can say which any more.
+pub(super) fn record(place: &Place) -> Lost {
+    let what = "is missing or damaged here and beside the journal: it says which losses were accepted";
+    Lost::of_all(place.data_dir.join("LOSSES"), what)
 }
 
 pub(super) fn manifest(place: &Place, what: &str) -> Lost {
     let means = "it says which segments there are and what is deleted";
-    Lost { path: place.data_dir.join("manifest.redb"), what: format!("{what}: {means}") }
+    Lost::of_all(place.data_dir.join("manifest.redb"), format!("{what}: {means}"))
 }
 
 /// Segments that are missing or of another length.
@@ -96,7 +119,7 @@ pub(super) fn segments(all: &[Arc<Segment>]) -> Vec<Lost> {
             Wanting::Unreadable(kind) => format!("cannot be opened ({kind}): {held}"),
             Wanting::Length(len) => format!("has {len} bytes instead of {}: {held}", segment.row.len),
         };
-        Some(Lost { path: segment.path().to_owned(), what })
+        Some(Lost { path: segment.path().to_owned(), what, ledgers: (*low, *high) })
     };
     all.iter().filter_map(lost).collect()
 }
@@ -112,14 +135,14 @@ pub(super) fn journal(
     let listed = if content.files_of == start { &content.journal[..] } else { &[] };
     let missing = listed.iter().filter(|row| !looked.has(row));
     let lost: Vec<Lost> = missing
-        .map(|row| Lost {
-            path: journal::path(&place.journal_dir, row.made),
-            what: "is missing or shorter than it was: it may hold what was acknowledged last".to_owned(),
+        .map(|row| {
+            let what = "is missing or shorter than it was: it may hold what was acknowledged last";
+            Lost::of_all(journal::path(&place.journal_dir, row.made), what)
         })
         .collect();
     if lost.is_empty() && looked.damaged() && known {
         let what = format!("lacks batch {}, which was durable: a file is gone or damaged", looked.stopped());
-        return vec![Lost { path: place.journal_dir.clone(), what }];
+        return vec![Lost::of_all(place.journal_dir.clone(), what)];
     }
     lost
 }
@@ -127,5 +150,5 @@ pub(super) fn journal(
 /// A journal was begun, and no file of it is there.
 pub(super) fn no_journal(place: &Place) -> Lost {
     let what = "holds no journal file, and one was begun: what was acknowledged last is gone";
-    Lost { path: place.journal_dir.clone(), what: what.to_owned() }
+    Lost::of_all(place.journal_dir.clone(), what)
 }

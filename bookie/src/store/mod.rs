@@ -3,6 +3,7 @@
 //! Owner: [`crate::Bookie`]. Locks, in this order: `tidy` (one of collecting, punching, merging, checking at a time), the manifest's, the
 //! shard's. The shard's is held for admission and bookkeeping only, never across a disk call.
 
+mod accept;
 mod files;
 mod keep;
 mod loss;
@@ -14,6 +15,7 @@ mod scrub;
 
 use crate::Config;
 use crate::format::journal::{batch_len, encode_batch};
+use crate::format::losses::AcceptedLoss;
 use crate::journal;
 use crate::manifest::{Change, Content, JournalRow, Manifest, ManifestError};
 use crate::mutant::{Mutant, active};
@@ -21,6 +23,8 @@ use crate::segments::{self, BlockCache, Segment, SegmentRow};
 #[cfg(any(test, feature = "test-util"))]
 use crate::shard::{Admitted, Op};
 use crate::shard::{Answer, Batch, FlushPlan, JournalFile, Shard};
+pub use accept::{Accepted, View};
+pub(crate) use accept::{accept, read as accepted_losses, view};
 pub(crate) use files::read_file;
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
@@ -46,6 +50,8 @@ pub(crate) struct Store {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) incarnation: Incarnation,
+    /// Losses that were accepted, oldest first; of the whole store.
+    pub(crate) accepted: Arc<[AcceptedLoss]>,
     pub(crate) shard: Mutex<Shard>,
     pub(crate) blocks: BlockCache,
     pub(crate) counts: Counts,

@@ -3,12 +3,14 @@
 //! A store of several shards has one `FORMAT`, in its first data directory, and per shard a directory with identity, manifest and
 //! segments and one with identity and journal. Shard n lies in data directory n modulo their number, and so with journals.
 
+use super::accept;
 use super::files::{read_file, replace_file};
 use super::loss::{self, Losses, Lost};
 use super::room::{Ballast, cut_ballast};
 use super::scrub::Scrub;
 use super::{Counts, Locks, Store};
 use crate::format::identity::{Format, FormatError, Identity};
+use crate::format::losses::AcceptedLoss;
 use crate::journal::Looked;
 use crate::manifest::{Change, Content, JournalRow, Manifest, ManifestError};
 use crate::mutant::{Mutant, active};
@@ -65,7 +67,7 @@ pub enum OpenError {
         "{0}. Nothing was changed; put back what is missing, from a copy as new as the rest, and start again"
     )]
     Lost(Losses),
-    /// It has lost nothing, so there is nothing to promote.
+    /// It has lost nothing, so there is nothing to promote or to accept.
     #[error("the store has lost nothing: its incarnation stays")]
     NotLost,
     /// The disk failed.
@@ -131,7 +133,7 @@ pub(crate) fn places(config: &Config) -> Vec<Place> {
 }
 
 /// What lies in the directories of a store, seen from outside.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Whose {
     /// No store, or one whose formatting was never finished.
     Nothing,
@@ -141,6 +143,8 @@ pub enum Whose {
         incarnation: Incarnation,
         /// Starts so far.
         boot: u64,
+        /// Incarnations that it was before, whose losses were accepted.
+        former: Vec<Incarnation>,
     },
     /// Something that opening it will say more about.
     Damaged,
@@ -166,11 +170,25 @@ pub fn whose(config: &Config, disk: &dyn Disk) -> io::Result<Whose> {
     // The data directory's is written first: it is the newer one.
     for dir in [&places[0].data_dir, &places[0].journal_dir] {
         let bytes = read_file(disk, &dir.join("IDENTITY"))?;
-        if let Some(Identity { incarnation, boot, .. }) = bytes.and_then(|bytes| Identity::decode(&bytes)) {
-            return Ok(Whose::Store { incarnation, boot });
+        let identity = bytes.and_then(|bytes| Identity::decode(&bytes));
+        if let Some(Identity { store, incarnation, boot, .. }) = identity {
+            let accepted = accept::read(disk, &places, store)?;
+            let former = accepted.iter().map(|loss| loss.incarnation).filter(|was| *was != incarnation);
+            return Ok(Whose::Store { incarnation, boot, former: former.collect() });
         }
     }
     Ok(Whose::Damaged)
+}
+
+/// What a store is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// To serve.
+    Serve,
+    /// To see what is left of it: nothing is written, nothing can be.
+    View,
+    /// To accept its loss: that it lost something is durable in every shard before anything else is changed.
+    Accept,
 }
 
 /// Opens all shards of a store, formatting a blank one. If one has lost something, none proves absence or takes anything.
@@ -179,26 +197,44 @@ pub(crate) fn open_all(
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
 ) -> Result<Vec<Store>, OpenError> {
+    Ok(open_for(Purpose::Serve, config, disk, clock)?.0)
+}
+
+/// As [`open_all`], and what the store lost.
+pub(crate) fn open_for(
+    purpose: Purpose,
+    config: Config,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+) -> Result<(Vec<Store>, Vec<Lost>), OpenError> {
     config.validate()?;
     let config = Arc::new(config);
-    match try_open(&config, &disk, &clock) {
+    match try_open(purpose, &config, &disk, &clock) {
         // A store must start on a full disk as well: that is where deletions are wanted.
         Err(OpenError::Disk(error)) if super::is_full(&error) && cut_ballast(&*disk, &places(&config)) => {
-            try_open(&config, &disk, &clock)
+            try_open(purpose, &config, &disk, &clock)
         }
         other => other,
     }
 }
 
 fn try_open(
+    purpose: Purpose,
     config: &Arc<Config>,
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
-) -> Result<Vec<Store>, OpenError> {
+) -> Result<(Vec<Store>, Vec<Lost>), OpenError> {
     let opening = Opening { places: places(config), config, disk: &**disk };
     let locks = opening.lock()?;
     opening.refuse_newer()?;
-    opening.refuse(opening.lost_directories()?)?;
+    let mut lost = opening.lost_directories()?;
+    if purpose == Purpose::View && !lost.is_empty() {
+        // There is nothing to be seen without making them, and nothing is made.
+        return Err(OpenError::Lost(Losses(lost)));
+    }
+    if purpose == Purpose::Serve {
+        opening.refuse(std::mem::take(&mut lost))?;
+    }
     for place in &opening.places {
         disk.create_dir_all(&place.journal_dir)?;
         disk.create_dir_all(&place.data_dir.join("segments"))?;
@@ -209,23 +245,35 @@ fn try_open(
     }
     let format = opening.format()?;
     let mut identities = opening.identities(&format)?;
-    let mut lost = Vec::new();
+    let accepted: Arc<[AcceptedLoss]> = accept::read(&**disk, &opening.places, format.store)?.into();
     let each = opening.places.iter().zip(&mut identities);
     let found: Vec<Found> = each
         .map(|(place, identity)| opening.look((place, format.store), identity, &mut lost))
         .collect::<Result<_, _>>()?;
-    opening.refuse(lost)?;
-    opening.catch_up(&mut identities)?;
+    if let Some(place) = found.iter().position(|found| found.content.losses > accepted.len() as u64) {
+        lost.push(loss::record(&opening.places[place]));
+        identities.iter_mut().for_each(|identity| identity.data_loss = true);
+    }
+    match purpose {
+        Purpose::Serve => opening.refuse(std::mem::take(&mut lost))?,
+        Purpose::View | Purpose::Accept if lost.is_empty() => return Err(OpenError::NotLost),
+        Purpose::View | Purpose::Accept => {
+            identities.iter_mut().for_each(|identity| identity.data_loss = true);
+        }
+    }
+    if purpose != Purpose::View {
+        opening.catch_up(&mut identities)?;
+    }
     let mut stores = Vec::new();
     for ((place, identity), found) in opening.places.iter().zip(identities).zip(found) {
         let context = (config.share(), disk.clone(), clock.clone());
-        let named = (place.clone(), format.store, identity);
-        stores.push(Store::open(context, named, found, locks.clone())?);
+        let named = (place.clone(), format.store, identity, accepted.clone());
+        stores.push(Store::open(purpose, context, named, found, locks.clone())?);
     }
     if stores.iter().any(|store| store.shard.lock().status == Status::DataLoss) {
         stores.iter().for_each(|store| store.shard.lock().status = Status::DataLoss);
     }
-    Ok(stores)
+    Ok((stores, lost))
 }
 
 struct Opening<'a> {
@@ -256,12 +304,16 @@ impl Opening<'_> {
         if self.config.refuse_losses && !lost.is_empty() {
             return Err(OpenError::Lost(Losses(lost)));
         }
-        for Lost { path, what } in lost {
+        let until = if self.config.only_copy {
+            "it is put back from a copy while the server is stopped"
+        } else {
+            "repair has copied it back from other bookies, or the file is put back while this one is stopped"
+        };
+        for Lost { path, what, .. } in lost {
             let path = path.display();
             tracing::error!(
                 code = %Code::DATA_LOSS, %path,
-                "{path} {what}. What was in it cannot be read here until repair has copied it back from other \
-                 bookies, or the file is put back while this one is stopped"
+                "{path} {what}. What was in it cannot be read here until {until}"
             );
         }
         Ok(())
@@ -501,19 +553,23 @@ type Context = (Arc<Config>, Arc<dyn Disk>, Arc<dyn Clock>);
 
 impl Store {
     fn open(
+        purpose: Purpose,
         (config, disk, clock): Context,
-        (place, id, mut identity): (Place, u64, Identity),
+        (place, id, mut identity, accepted): (Place, u64, Identity, Arc<[AcceptedLoss]>),
         found: Found,
         locks: Locks,
     ) -> Result<Self, OpenError> {
-        identity.boot += 1;
-        write_identity(&*disk, &place, &identity)?;
+        if purpose != Purpose::View {
+            identity.boot += 1;
+            write_identity(&*disk, &place, &identity)?;
+        }
         let Found { manifest, content, segments, journal } = found;
         let replay = journal.replay(&*disk, &place)?;
         let status = if identity.data_loss { Status::DataLoss } else { Status::Serving };
         let store = Self {
             blocks: BlockCache::new(config.block_cache),
             incarnation: identity.incarnation,
+            accepted,
             shard: Mutex::new(Shard::new(config.clone(), Arc::default(), status)),
             counts: Counts::default(),
             id,

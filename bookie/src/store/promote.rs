@@ -35,17 +35,25 @@ pub(crate) fn promote(
     if stores.iter().all(|store| store.shard.lock().status == Status::Serving) {
         return Err(OpenError::NotLost);
     }
+    for store in &stores {
+        store.settle(Change::default())?;
+    }
+    Ok(rename(&stores, &mut rng)?)
+}
+
+/// The last step: all shards are sound again, under an incarnation that they never had.
+pub(super) fn rename(stores: &[Store], rng: &mut Rng) -> io::Result<Incarnation> {
     let old = stores.iter().map(|store| store.incarnation).max().unwrap_or(Incarnation(0));
     let mut incarnation = old;
     let kept = active(Mutant::IncarnationKept);
-    while incarnation == old && !kept {
+    let had = |incarnation: Incarnation| {
+        incarnation == old || stores.iter().any(|s| s.accepted.iter().any(|l| l.incarnation == incarnation))
+    };
+    while had(incarnation) && !kept {
         incarnation = Incarnation(rng.next_u64() >> 1 | 1);
     }
-    for store in &stores {
-        store.settle()?;
-    }
     let boot = stores.iter().map(Store::boot).max().unwrap_or(1);
-    for store in &stores {
+    for store in stores {
         let (id, shard) = (store.id, store.place.shard);
         let identity = Identity { store: id, incarnation, boot, data_loss: false, journaled: false, shard };
         write_identity(&*store.disk, &store.place, &identity)?;
@@ -80,8 +88,8 @@ impl Store {
         Ok(manifest)
     }
 
-    /// Makes what can be read of a damaged store sound, without its journal.
-    fn settle(&self) -> io::Result<()> {
+    /// Makes what can be read of a damaged store sound, without its journal; `besides` goes into the manifest with that.
+    pub(super) fn settle(&self, besides: Change) -> io::Result<()> {
         let dir = &self.place.data_dir;
         // What a promotion before this one left unfinished, or a manifest that went back in time does not know, keeps its id and stays.
         let taken = self.disk.list(&self.segment_dir)?.iter().filter_map(|name| segments::id_of(name)).max();
@@ -107,7 +115,7 @@ impl Store {
         };
         self.flush(&plan)?;
         // A shard that was sound had begun a journal at this start; none of it is needed any more. No start has the number 0.
-        self.change(&Change { files_of: Some(0), ..Change::default() })?;
+        self.change(&Change { files_of: Some(0), ..besides })?;
         for name in self.disk.list(&self.place.journal_dir)? {
             if name.ends_with(".jnl") {
                 self.disk.remove(&self.place.journal_dir.join(name))?;

@@ -7,12 +7,12 @@ use crate::damage::lose;
 use crate::sites::{look_anew, on};
 use crate::workload::{Run, clock};
 use crate::{Fault, Recorded, Report, record};
-use geminga_bookie::{Health, promote};
+use geminga_bookie::{Accepted, Health, OpenError, Whose, accept_loss, promote, whose};
 use geminga_bookie_client::rpc::{Read, ReadAnswer, ReadClass};
 use geminga_common::checksum::crc32c;
 use geminga_common::disk::sim::{Crash, SimDisk};
 use geminga_common::disk::{Disk as _, OpenMode};
-use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId};
 use geminga_common::rng::Rng;
 use std::path::Path;
 
@@ -28,6 +28,8 @@ enum Ceremony {
     LargeFlush,
     /// Without this part; see [`lose`].
     Promotion(u64),
+    /// Without this part, of which there is no other copy.
+    Acceptance(u64),
 }
 
 /// Tries all ceremonies on the stores that a seed makes.
@@ -35,7 +37,8 @@ pub(crate) fn ceremonies(config: &geminga_bookie::Config, seed: u64, report: &mu
     let run = record(config, seed, Fault::None);
     let first = (config.shards == 1).then_some(Ceremony::FromFirstFormat);
     let all = [Ceremony::Format, Ceremony::StartOnFullDisk].into_iter().chain(first);
-    for ceremony in all.chain((0..5).map(Ceremony::Promotion)) {
+    let promotions = (0..5).map(Ceremony::Promotion);
+    for ceremony in all.chain(promotions).chain((0..6).map(Ceremony::Acceptance)) {
         enumerate(ceremony, &run, seed, report);
         if !report.violations.is_empty() {
             return;
@@ -72,6 +75,7 @@ fn enumerate(ceremony: Ceremony, run: &Recorded, seed: u64, report: &mut Report)
     look_anew();
     let good = match ceremony {
         Ceremony::Promotion(_) => promote(run.config.clone(), on(&disk), clock()).map(drop),
+        Ceremony::Acceptance(_) => accept(&disk, run).map(drop),
         Ceremony::LargeFlush => open(&disk, &run.config).map(|mut steps| assert!(steps.flush())),
         _ => open(&disk, &run.config).map(drop),
     };
@@ -107,7 +111,7 @@ fn before(ceremony: Ceremony, run: &Recorded) -> SimDisk {
         Ceremony::Format => SimDisk::new(),
         Ceremony::StartOnFullDisk | Ceremony::LargeFlush => calm,
         Ceremony::FromFirstFormat => first_format(&calm),
-        Ceremony::Promotion(what) => {
+        Ceremony::Promotion(what) | Ceremony::Acceptance(what) => {
             lose(&calm, what);
             calm
         }
@@ -116,6 +120,9 @@ fn before(ceremony: Ceremony, run: &Recorded) -> SimDisk {
 
 /// Opens after a crash in a ceremony: it is as if it had not begun, or had ended, or it is gone through again.
 fn after(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
+    if let Ceremony::Acceptance(_) = ceremony {
+        return after_acceptance(disk, run, dice);
+    }
     let expected = match ceremony {
         Ceremony::Format => Expected::default(),
         Ceremony::Promotion(_) => Expected::issued(&run.story),
@@ -137,6 +144,53 @@ fn after(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<S
     if let Ceremony::Promotion(_) = ceremony {
         found.extend(denied(disk, run));
     }
+    if found.is_empty() && dice.is_multiple_of(4) { go_on(disk, run, &expected, dice) } else { found }
+}
+
+fn incarnation(disk: &SimDisk, run: &Recorded) -> Option<Incarnation> {
+    match whose(&run.config, disk) {
+        Ok(Whose::Store { incarnation, .. }) => Some(incarnation),
+        _ => None,
+    }
+}
+
+fn accept(disk: &SimDisk, run: &Recorded) -> Result<Accepted, OpenError> {
+    // As a standalone, whose metadata know which store it was.
+    accept_loss(run.config.clone(), on(disk), clock(), incarnation(&run.end.crash(&Crash::Kept), run))
+}
+
+/// A store with the only copy is lost or accepted, nothing between: it is refused until the acceptance has ended, and then serves as one
+/// that it never was, and knows of everything that is not there that it may have been.
+fn after_acceptance(disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
+    let mut alone = run.config.clone();
+    alone.refuse_losses = true;
+    let opened = match open(disk, &alone) {
+        Err(OpenError::Lost(_)) => match accept(disk, run) {
+            Ok(_) => open(disk, &alone),
+            Err(error) => return vec![format!("its loss cannot be accepted: {error}")],
+        },
+        other => other,
+    };
+    let mut steps = match opened {
+        Ok(steps) => steps,
+        Err(error) => return vec![format!("does not open: {error}")],
+    };
+    let mut found = contents(&mut steps, &run.story);
+    if steps.health() != Health::Serving {
+        found.push(format!("it is {:?}", steps.health()));
+    }
+    let Some(was) = incarnation(&run.end.crash(&Crash::Kept), run) else { return vec!["no identity".into()] };
+    if steps.incarnation() == was {
+        found.push("it answers under the incarnation that lost something".to_owned());
+    }
+    for (ledger, id) in Expected::at(&run.story, usize::MAX).lost(&steps) {
+        if steps.may_lack(was, LedgerId(ledger)) != Some(true) {
+            found.push(format!("{ledger}:{id} was acknowledged, is gone, and is not known to be lost"));
+        }
+    }
+    drop(steps);
+    found.extend(denied(disk, run));
+    let expected = Expected::issued(&run.story);
     if found.is_empty() && dice.is_multiple_of(4) { go_on(disk, run, &expected, dice) } else { found }
 }
 

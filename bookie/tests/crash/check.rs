@@ -77,6 +77,13 @@ impl Expected {
         self.adds.keys().map(|id| (*id, found(*id))).collect()
     }
 
+    /// What was acknowledged and is not there, and should be.
+    pub(crate) fn lost(&self, steps: &Steps) -> Vec<(u64, u64)> {
+        let acked = self.adds.iter().filter(|(_, acked)| **acked).map(|(id, _)| *id);
+        let kept = acked.filter(|(ledger, id)| !self.may_be_gone(*ledger, *id));
+        kept.filter(|(ledger, id)| !matches!(read(steps, *ledger, *id), ReadAnswer::Found(_))).collect()
+    }
+
     /// Whether a ledger that was deleted may show again, with holes.
     fn may_have_holes(&self, ledger: u64) -> bool {
         self.promoted && self.deletes.contains_key(&ledger)
@@ -131,6 +138,8 @@ pub(crate) fn check(steps: &mut Steps, expected: &Expected, excuse: Excuse) -> V
             ReadAnswer::Found(found) => found[..] == [entry(*ledger, *id)],
             ReadAnswer::NotFound(_) => !acked || expected.may_be_gone(*ledger, *id),
             ReadAnswer::Unknown(_) => excuse == Excuse::Damage || expected.may_have_holes(*ledger),
+            // A store does not say so of itself: who counts on a former incarnation is told.
+            ReadAnswer::Lost { .. } => false,
         };
         if !good {
             bad.push(format!("entry {ledger}:{id} acked={acked}: {answer:?}"));

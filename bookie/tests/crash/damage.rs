@@ -73,6 +73,7 @@ pub(crate) fn lose(disk: &SimDisk, what: u64) -> &'static str {
         1 => "the identity beside the journal",
         2 => "the manifest",
         3 => "all journal files",
+        5 => "a segment",
         _ => "the whole journal directory",
     };
     for path in all.iter().filter(|path| shard(path)) {
@@ -82,6 +83,7 @@ pub(crate) fn lose(disk: &SimDisk, what: u64) -> &'static str {
             1 => identity && with_journal(path),
             2 => named(path, "manifest.redb"),
             3 => journal(path),
+            5 => path.extension().is_some_and(|e| e == "seg") && gone.is_empty(),
             _ => journal(path) || (identity && with_journal(path)),
         };
         if take {

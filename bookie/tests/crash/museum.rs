@@ -28,6 +28,15 @@ fn unlisted_segments_removed() {
     assert!(!unlisted_files_stay(&config()).is_empty());
 }
 
+#[test]
+fn accepted_loss_is_written_down() {
+    let _back = bring_back(Mutant::LossForgotten);
+    let mut report = crate::Report::default();
+    crate::ceremonies::ceremonies(&config(), 3, &mut report);
+    assert!(!report.violations.is_empty(), "not caught in {} states", report.states);
+    println!("figure: LossForgotten caught after {} states: {}", report.states, report.violations[0]);
+}
+
 macro_rules! caught {
     ($($test:ident: $mutant:ident)*) => {
         $(#[test]

@@ -112,6 +112,7 @@ fn subscription(sub: &SubscriptionSnapshot) -> SubscriptionStats {
         active_consumer_name: sub.active_consumer.clone(),
         msg_expired: sub.expired,
         total_msg_expired: sub.expired,
+        lost_entries: (sub.lost > 0).then_some(sub.lost),
         last_expire_timestamp: sub.last_expired_ms,
         last_consumed_flow_timestamp: sub.last_flow_ms,
         last_consumed_timestamp: sub.last_consumed_ms,

@@ -123,6 +123,7 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
         (
             TopicError::SubscriptionNotFound(_)
             | TopicError::Persistence(_)
+            | TopicError::Lost(_)
             | TopicError::DiskFull(_)
             | TopicError::Metadata(_),
             _,

@@ -3,6 +3,7 @@
 
 use super::chain::{Chain, ChainError};
 use super::log::Deps;
+use super::log_lost;
 use super::log_state::{Cursors, Replay, ReplayError};
 use geminga_bookie_client::entry::Kind;
 use geminga_bookie_client::ledgers::{ReadError, RecoverError, Recovered};
@@ -69,7 +70,7 @@ pub(super) async fn open(deps: &Deps, bundle: &Bundle) -> Result<Opened, OpenErr
     let mut rounds = 1..ATTEMPTS;
     loop {
         let (chain, revision) = closed_chain(deps, &key).await?;
-        match replay(deps, &chain).await {
+        match replay(deps, bundle, &chain).await {
             Ok(cursors) => return Ok(Opened { chain, revision, cursors }),
             // A ledger that was moved meanwhile is where the record says by now.
             Err(OpenError::Read { .. })
@@ -83,13 +84,31 @@ async fn has_moved(deps: &Deps, key: &str, since: Option<Revision>) -> Result<bo
     Ok(deps.metadata.get(key).await?.map(|stored| stored.mod_revision) != since)
 }
 
-async fn replay(deps: &Deps, chain: &Chain) -> Result<Cursors, OpenError> {
+async fn replay(deps: &Deps, bundle: &Bundle, chain: &Chain) -> Result<Cursors, OpenError> {
+    let lacks = chain.closed.iter().any(|ledger| deps.ledgers.may_lack(&ledger.view()));
+    let replayed = replay_all(deps, chain).await;
+    if !lacks {
+        return Ok(replayed?.finish());
+    }
+    let mut cursors = match replayed {
+        Ok(replay) if !replay.is_cut() => replay.finish(),
+        Ok(_) | Err(OpenError::Read { error: ReadError::Lost(_), .. } | OpenError::Replay(_)) => {
+            let found = log_lost::salvage(deps, &chain.closed).await;
+            found.map_err(|(ledger, error)| OpenError::Read { ledger, error })?
+        }
+        Err(error) => return Err(error),
+    };
+    log_lost::keep_all(deps, bundle, &mut cursors).await?;
+    Ok(cursors)
+}
+
+async fn replay_all(deps: &Deps, chain: &Chain) -> Result<Replay, OpenError> {
     let mut replay = Replay::default();
     for ledger in &chain.closed {
         replay.begin_ledger();
         replay_ledger(deps, ledger, &mut replay).await?;
     }
-    Ok(replay.finish())
+    Ok(replay)
 }
 
 /// The record, with its open ledger closed.

@@ -38,6 +38,12 @@ pub struct Cursors {
 }
 
 impl Cursors {
+    /// None, and numbers up to here are taken.
+    #[must_use]
+    pub(super) fn starting_at(next_id: u64) -> Self {
+        Self { next_id, ..Self::default() }
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -162,6 +168,11 @@ impl Replay {
     /// The log is damaged.
     pub fn entry(&mut self, payload: &[u8]) -> Result<(), ReplayError> {
         record::decode(payload)?.iter().try_for_each(|record| self.record(record))
+    }
+
+    /// Whether it ends within a snapshot.
+    pub(super) fn is_cut(&self) -> bool {
+        self.snapshot.is_some()
     }
 
     /// The cursors, at the end.

@@ -17,6 +17,7 @@ pub mod durable_floor;
 pub mod holes;
 pub mod log;
 mod log_commit;
+mod log_lost;
 mod log_open;
 pub mod log_state;
 mod log_worker;

@@ -83,14 +83,26 @@ async fn by_halves(source: &LedgerSource, goal: Goal, entries: u64) -> Result<u6
     let (mut low, mut high) = (0, entries);
     while low < high {
         let middle = low + (high - low) / 2;
-        let found = source.read_one(EntryId(middle)).await?;
-        if goal.is_reached(&found.entry.header) {
-            high = middle;
-        } else {
-            low = middle + 1;
+        match near(source, middle, high).await? {
+            Some(found) if !goal.is_reached(&found.entry.header) => low = found.position.entry.0 + 1,
+            // Where entries are lost the search leans to the earlier side: who reads from there passes them.
+            _ => high = middle,
         }
     }
     Ok(low)
+}
+
+/// The first entry from `id` on, below `high`, that is not lost for good.
+async fn near(source: &LedgerSource, id: u64, high: u64) -> Result<Option<ReadEntry>, ReadError> {
+    let mut next = id;
+    while next < high {
+        match source.read(EntryId(next), EntryId(high - 1), 1, ReadClass::CatchUp).await {
+            Ok(found) => return Ok(found.into_iter().next()),
+            Err(ReadError::Lost(_, last)) => next = last.0 + 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// The same within one block, which is read as a whole: single reads in it would look like a reader who reads on.

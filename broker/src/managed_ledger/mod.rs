@@ -205,6 +205,9 @@ pub enum ReadError {
     /// A quorum proves that a confirmed entry is gone: an incident, never to be skipped.
     #[error("entry {0} was confirmed but is not there")]
     Missing(Position),
+    /// These entries were lost with the only copy, and that was accepted: they are gone for good, and whoever reads on passes them.
+    #[error("GM-4019: entries {0} to {1} are lost for good")]
+    Lost(Position, geminga_common::ids::EntryId),
 }
 
 /// Why an append was not taken; nothing of the call was.

@@ -177,6 +177,7 @@ impl ManagedLedger {
             | ReadError::Missing(p)
             | ReadError::ObjectStore(p, _)
             | ReadError::NoObjectStore(p)
+            | ReadError::Lost(p, _)
                 if p < first =>
             {
                 ReadError::Trimmed(first)

@@ -87,12 +87,6 @@ impl LedgerSource {
         index.map(Some).map_err(|error| ReadError::ObjectStore(at, error.to_string()))
     }
 
-    /// One entry.
-    pub(super) async fn read_one(&self, id: EntryId) -> Result<ReadEntry, ReadError> {
-        let mut entries = self.read(id, id, 1, ReadClass::CatchUp).await?;
-        entries.pop().ok_or(ReadError::Unavailable(Position::new(self.ledger, id)))
-    }
-
     /// Entries of an object as bookies would have answered them.
     fn opened(
         &self,
@@ -125,6 +119,7 @@ impl LedgerSource {
         let entries = read.map_err(|e| match e {
             LedgerReadError::NoSuchEntry(id) => ReadError::Missing(Position::new(self.ledger, id)),
             LedgerReadError::Unavailable(id) => ReadError::Unavailable(Position::new(self.ledger, id)),
+            LedgerReadError::Lost(ids) => ReadError::Lost(Position::new(self.ledger, ids.first), ids.last),
         })?;
         let runs_on = (first.0..).zip(&entries).all(|(id, e)| e.id.0 == id && e.id <= last);
         if entries.is_empty() || !runs_on {

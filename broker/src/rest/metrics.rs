@@ -197,6 +197,9 @@ fn subscription_lines(families: &mut Families, labels: &str, stats: &Subscriptio
     for (name, value) in gauges {
         families.add(name, "gauge", labels, value);
     }
+    if let Some(lost) = stats.lost_entries {
+        families.add("geminga_subscription_lost_entries_total", "counter", labels, lost as f64);
+    }
     families.add("pulsar_subscription_total_msg_expired", "counter", labels, stats.total_msg_expired as f64);
 }
 

@@ -167,6 +167,9 @@ pub struct SubscriptionStats {
     /// Ours: why nothing is being delivered at the moment, `None` while something is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_reason: Option<String>,
+    /// Ours: entries that it passed since the topic was loaded because they are lost for good, `None` for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_entries: Option<u64>,
 }
 
 /// A consumer.
@@ -437,6 +440,8 @@ impl SubscriptionStats {
         self.msg_rate_expired += part.msg_rate_expired;
         self.msg_expired += part.msg_expired;
         self.total_msg_expired += part.total_msg_expired;
+        let lost = self.lost_entries.unwrap_or(0) + part.lost_entries.unwrap_or(0);
+        self.lost_entries = (lost > 0).then_some(lost);
         self.last_expire_timestamp = self.last_expire_timestamp.max(part.last_expire_timestamp);
         self.last_consumed_flow_timestamp =
             self.last_consumed_flow_timestamp.max(part.last_consumed_flow_timestamp);

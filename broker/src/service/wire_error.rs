@@ -21,7 +21,9 @@ pub(super) fn server_error(error: &TopicError) -> ServerError {
         TopicError::Precondition(_) | TopicError::Conflict(_) | TopicError::Metadata(_) => {
             ServerError::MetadataError
         }
-        TopicError::Persistence(_) | TopicError::DiskFull(_) => ServerError::PersistenceError,
+        TopicError::Persistence(_) | TopicError::Lost(_) | TopicError::DiskFull(_) => {
+            ServerError::PersistenceError
+        }
         TopicError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,
         TopicError::InvalidName(_) => ServerError::InvalidTopicName,
         TopicError::Limit(_) => ServerError::ProducerBusy,

@@ -97,6 +97,8 @@ pub(crate) struct SubscriptionSnapshot {
     pub(crate) acked: u64,
     pub(crate) expired: u64,
     pub(crate) last_expired_ms: u64,
+    /// Entries that were passed because they are lost for good, since the topic was loaded.
+    pub(crate) lost: u64,
     /// Messages and bytes out, redelivered, acknowledged and expired, a second.
     pub(crate) rates: [f64; 5],
     /// Bytes of the backlog, from the floor on.
@@ -242,6 +244,7 @@ impl Worker {
             acked: sub.counters.acked,
             expired: sub.counters.expired,
             last_expired_ms: sub.counters.last_expired_ms,
+            lost: sub.counters.lost,
             rates: sub.traffic.rates(now),
             backlog_bytes: self.ledger.size_between(floor, self.ledger.end()),
             last_flow_ms: sub.counters.last_flow_ms,

@@ -1,6 +1,7 @@
 //! Producers and consumers coming and going. What must be durable first (an exclusive term's epoch, a new subscription) is
 //! written first; the newcomer is answered after.
 
+use super::LOST_CURSORS;
 use super::ProducerKey;
 use super::delivery::{answer, tell};
 use super::error::{Reply, TopicError};
@@ -14,6 +15,7 @@ use super::subscription::{Joining, Subscription};
 use super::worker::{FindFor, Worker};
 use crate::cursor::{Acked, CursorId, CursorImage, Log as _, WriteError};
 use crate::dispatch::{ConsumerKey, SubscriptionType};
+use geminga_common::error::Code;
 use geminga_common::ids::{Position, ProducerId};
 use geminga_common::names::SubscriptionName;
 use std::collections::BTreeMap;
@@ -210,6 +212,14 @@ impl Worker {
         }
         if spec.durable && !spec.may_create {
             return reply.send(Err(TopicError::SubscriptionNotFound(spec.subscription.to_string())));
+        }
+        let keeper = self.subscriptions.get(LOST_CURSORS).filter(|_| spec.durable);
+        if let Some(at) = keeper.map(|keeper| self.ledger.settle(keeper.acks.floor())) {
+            tracing::warn!(
+                code = %Code::LOST_FOR_GOOD, topic = %self.name, subscription = %spec.subscription,
+                "nothing is known of this subscription, and cursors of the topic were lost: it begins at the earliest message"
+            );
+            return self.subscribe_at(spec, at, reply);
         }
         if spec.rollback_secs > 0 {
             let since = self.broker.clock.wall_ms().saturating_sub(spec.rollback_secs.saturating_mul(1000));

@@ -160,7 +160,10 @@ impl Worker {
         let (name, incarnation) = match self.reads.remove(&token) {
             None => return,
             Some(ReadFor::Then(then)) => {
-                return then(result.map_err(|error| TopicError::Persistence(error.to_string())));
+                return then(result.map_err(|error| match error {
+                    ml::ReadError::Lost(..) => TopicError::Lost(error.to_string()),
+                    error => TopicError::Persistence(error.to_string()),
+                }));
             }
             Some(ReadFor::Dispatch(name, incarnation)) => (name, incarnation),
         };
@@ -174,6 +177,9 @@ impl Worker {
                     }
                     let next = if reading.replay { reading.from } else { self.after(&found, reading.from) };
                     self.offer(&mut sub, reading.read, &found, next);
+                }
+                Err(ml::ReadError::Lost(first, last)) => {
+                    self.pass_lost(&mut sub, reading.read, first, last);
                 }
                 Err(error) => self.read_failed(&mut sub, reading.read, &error),
             }

@@ -52,6 +52,9 @@ pub(crate) enum TopicError {
     /// The ledger could not take or give entries.
     #[error("storage: {0}")]
     Persistence(String),
+    /// What is asked for is lost for good, and somebody accepted that.
+    #[error("{0}")]
+    Lost(String),
     /// The disk is full: producers are kept out for so long.
     #[error("{}: the store's disk is full; make room, and try again in {} ms", geminga_common::error::Code::DISK_FULL, .0.as_millis())]
     DiskFull(std::time::Duration),

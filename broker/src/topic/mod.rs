@@ -27,6 +27,7 @@ mod delivery;
 mod error;
 pub(crate) mod lifecycle;
 mod log;
+mod lost;
 pub(crate) mod mailbox;
 pub(crate) mod messages;
 pub(crate) mod meter;
@@ -44,6 +45,7 @@ pub(crate) mod worker;
 
 pub(crate) use error::{Reply, TopicError};
 use geminga_common::names::{SubscriptionName, TopicName};
+pub(crate) use lost::LOST_CURSORS;
 use mailbox::Mailbox;
 use messages::Message;
 use std::sync::Arc;

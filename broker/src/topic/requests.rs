@@ -236,7 +236,11 @@ impl Worker {
         };
         let then = move |read: Result<Vec<ReadEntry>, TopicError>| {
             let last = |batch_index| LastMessage { position: Some(position), batch_index, mark_delete };
-            reply.send(read.map(|found| last(found.first().and_then(batch_index))));
+            match read {
+                // Its id is still the last.
+                Err(TopicError::Lost(_)) => reply.send(Ok(last(None))),
+                read => reply.send(read.map(|found| last(found.first().and_then(batch_index)))),
+            }
         };
         let limit = ReadLimit { entries: 1, bytes: 1 };
         match self.ledger.read(position, limit, ReadClass::Tail) {

@@ -69,6 +69,8 @@ pub(super) struct Counters {
     pub(super) acked: u64,
     /// Entries expired: by time to live, by a backlog quota, or over REST.
     pub(super) expired: u64,
+    /// Entries that were passed because they are lost for good.
+    pub(super) lost: u64,
     /// Last time something expired, ms since 1970.
     pub(super) last_expired_ms: u64,
     /// Last FLOW of any consumer, ms since 1970.

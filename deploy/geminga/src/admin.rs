@@ -1,4 +1,4 @@
-//! `geminga admin`: looking after what runs, or does not. So far the object store.
+//! `geminga admin`: looking after what runs, or does not: the object store, and losses of a standalone (`accept_loss.rs`).
 
 use crate::cli::{AdminCommand, FsckArgs, RebuildArgs, StorageArgs, StorageCommand, StorageRole};
 use crate::{failure, process};
@@ -16,14 +16,15 @@ use std::time::Instant;
 
 /// Runs one command.
 pub(crate) fn main(command: AdminCommand) -> anyhow::Result<ExitCode> {
-    let AdminCommand::Storage(command) = command;
     process::start_log("warn")?;
-    process::runtime(1)?.block_on(async {
-        match command {
-            StorageCommand::Fsck(args) => check(args).await,
-            StorageCommand::Rebuild(args) => attach(args).await,
+    let runtime = process::runtime(1)?;
+    match command {
+        AdminCommand::Storage(StorageCommand::Fsck(args)) => runtime.block_on(check(args)),
+        AdminCommand::Storage(StorageCommand::Rebuild(args)) => runtime.block_on(attach(args)),
+        AdminCommand::AcceptLoss(args) => {
+            runtime.block_on(crate::accept_loss::main(args)).map(|()| ExitCode::SUCCESS)
         }
-    })
+    }
 }
 
 /// Where a role's metadata and bucket are.

@@ -195,6 +195,23 @@ pub(crate) enum AdminCommand {
     /// The object store that closed ledgers go to.
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// Go on with what is left of a standalone's store that lost files, when there is no copy to put back. Tells what that means; changes
+    /// nothing without `--yes`. The standalone must not run.
+    AcceptLoss(AcceptLossArgs),
+}
+
+/// Flags of `admin accept-loss`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AcceptLossArgs {
+    /// Configuration file (TOML, table `[standalone]`): the one that the standalone ran with.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the standalone stores everything. Default as in its settings.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Accept it, for good: a file that is put back later is not believed any more.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 /// What can be done with the object store.

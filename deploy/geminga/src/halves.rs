@@ -17,6 +17,7 @@
 //! | a record | of another incarnation | refused: another store |
 //! | a record | the same, started less often | refused: an older copy of the store |
 //! | a record | the same | the usual start |
+//! | a record | one that was this incarnation, and accepted what that one lost | the first start after an acceptance |
 //! | a record of another name | | refused: the bookie's name was changed |
 //!
 //! Metadata that went back in time together with nothing else are not noticed: a start that was cut short before the record leaves the
@@ -27,7 +28,7 @@ use anyhow::Result;
 use geminga_bookie::{Bookie, Health, Whose};
 use geminga_bookie_client::registry::record::{BookieRecord, Labels, NodeState};
 use geminga_common::error::{Code, Coded as _};
-use geminga_common::ids::BookieId;
+use geminga_common::ids::{BookieId, Incarnation};
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{Compare, MetadataStore, Op, Revision, Txn, TxnOutcome};
 use std::path::PathBuf;
@@ -67,14 +68,15 @@ enum Mismatch {
 }
 
 /// What can be told before the store is opened.
-fn before_opening(known: &Known, store: Whose) -> Result<(), Mismatch> {
+fn before_opening(known: &Known, store: &Whose) -> Result<(), Mismatch> {
     match (known, store) {
         (Known::Renamed(name), _) => Err(Mismatch::Renamed(name.clone())),
         (Known::Missing | Known::Empty, Whose::Nothing) => Ok(()),
         (Known::Missing, _) => Err(Mismatch::MetadataMissing),
         (Known::Unregistered | Known::Record(_), Whose::Nothing) => Err(Mismatch::StoreMissing),
-        (Known::Record(record), Whose::Store { incarnation, boot }) => {
-            if record.incarnation != incarnation {
+        (Known::Record(record), Whose::Store { incarnation, boot, former }) => {
+            let boot = *boot;
+            if record.incarnation != *incarnation && !former.contains(&record.incarnation) {
                 let (known, found) = (record.incarnation.to_string(), incarnation.to_string());
                 Err(Mismatch::OtherStore { known, found })
             } else if record.boot > boot {
@@ -115,13 +117,21 @@ impl Halves {
     }
 
     /// Before metadata are opened, which would make them: whether they are there as far as the store wants them.
-    pub(crate) fn check_files(&self, has_metadata: bool, store: Whose) -> Result<()> {
+    pub(crate) fn check_files(&self, has_metadata: bool, store: &Whose) -> Result<()> {
         let known = if has_metadata { Known::Empty } else { Known::Missing };
         before_opening(&known, store).map_err(|why| self.refused(&why))
     }
 
+    /// The incarnation that metadata count on, if they name one.
+    pub(crate) fn counted_on(checked: &Checked) -> Option<Incarnation> {
+        match &checked.known {
+            Known::Record(record) => Some(record.incarnation),
+            _ => None,
+        }
+    }
+
     /// Before the store is opened: whether it is the one that metadata count on.
-    pub(crate) async fn check(&self, metadata: &dyn MetadataStore, store: Whose) -> Result<Checked> {
+    pub(crate) async fn check(&self, metadata: &dyn MetadataStore, store: &Whose) -> Result<Checked> {
         let checked = self.look(metadata).await?;
         before_opening(&checked.known, store).map_err(|why| self.refused(&why))?;
         Ok(checked)
@@ -160,8 +170,9 @@ impl Halves {
         checked: Checked,
         bookie: &Bookie,
     ) -> Result<()> {
-        let opened = Whose::Store { incarnation: bookie.incarnation(), boot: bookie.boot() };
-        before_opening(&checked.known, opened).map_err(|why| self.refused(&why))?;
+        let former = bookie.accepted_losses().iter().map(|loss| loss.incarnation).collect();
+        let opened = Whose::Store { incarnation: bookie.incarnation(), boot: bookie.boot(), former };
+        before_opening(&checked.known, &opened).map_err(|why| self.refused(&why))?;
         if checked.known == Known::Empty && bookie.figures().ledgers > 0 {
             return Err(self.refused(&Mismatch::MetadataEmpty));
         }
@@ -170,6 +181,13 @@ impl Halves {
             tracing::error!(
                 store = %self.store_path.display(),
                 "the store has lost data: it serves what it has and takes nothing; `geminga bookie inspect` shows what is missing"
+            );
+        }
+        for loss in bookie.accepted_losses() {
+            tracing::warn!(
+                code = %Code::LOST_FOR_GOOD, store = %self.store_path.display(), incarnation = %loss.incarnation,
+                at_ms = loss.at_ms, lost = %loss.lines.join("; "),
+                "this store has lost something, and that was accepted: entries that were in it read as lost"
             );
         }
         let record = BookieRecord {
@@ -207,7 +225,6 @@ impl Halves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use geminga_common::ids::Incarnation;
 
     fn known(incarnation: u64, boot: u64) -> Known {
         Known::Record(BookieRecord {
@@ -223,24 +240,24 @@ mod tests {
     }
 
     fn store(incarnation: u64, boot: u64) -> Whose {
-        Whose::Store { incarnation: Incarnation(incarnation), boot }
+        Whose::Store { incarnation: Incarnation(incarnation), boot, former: Vec::new() }
     }
 
     #[test]
     fn the_first_start_may_be_cut_short_anywhere_and_goes_on() {
-        assert_eq!(before_opening(&Known::Missing, Whose::Nothing), Ok(()));
-        assert_eq!(before_opening(&Known::Empty, Whose::Nothing), Ok(()));
+        assert_eq!(before_opening(&Known::Missing, &Whose::Nothing), Ok(()));
+        assert_eq!(before_opening(&Known::Empty, &Whose::Nothing), Ok(()));
         for boot in [0, 1, 7] {
-            assert_eq!(before_opening(&Known::Empty, store(1, boot)), Ok(()));
+            assert_eq!(before_opening(&Known::Empty, &store(1, boot)), Ok(()));
         }
-        assert_eq!(before_opening(&known(1, 1), store(1, 1)), Ok(()));
-        assert_eq!(before_opening(&known(1, 1), store(1, 9)), Ok(()), "starts that were cut short");
-        assert_eq!(before_opening(&Known::Unregistered, store(1, 3)), Ok(()), "a directory from before");
+        assert_eq!(before_opening(&known(1, 1), &store(1, 1)), Ok(()));
+        assert_eq!(before_opening(&known(1, 1), &store(1, 9)), Ok(()), "starts that were cut short");
+        assert_eq!(before_opening(&Known::Unregistered, &store(1, 3)), Ok(()), "a directory from before");
     }
 
     #[test]
     fn a_half_that_is_missing_or_another_is_refused() {
-        let refused = |known: Known, store| before_opening(&known, store).unwrap_err();
+        let refused = |known: Known, store| before_opening(&known, &store).unwrap_err();
         for there in [store(1, 1), Whose::Damaged] {
             assert_eq!(refused(Known::Missing, there), Mismatch::MetadataMissing);
         }
@@ -249,5 +266,15 @@ mod tests {
         assert!(matches!(refused(known(1, 1), store(2, 5)), Mismatch::OtherStore { .. }));
         assert_eq!(refused(known(1, 9), store(1, 8)), Mismatch::OlderCopy { known: 9, found: 8 });
         assert_eq!(refused(Known::Renamed("a".into()), store(1, 8)), Mismatch::Renamed("a".into()));
+    }
+    #[test]
+    fn a_store_whose_loss_was_accepted_is_the_one_that_metadata_count_on() {
+        let former = vec![Incarnation(1), Incarnation(2)];
+        let accepted = |boot| Whose::Store { incarnation: Incarnation(3), boot, former: former.clone() };
+        for before in [1, 2, 3] {
+            assert_eq!(before_opening(&known(before, 5), &accepted(6)), Ok(()));
+        }
+        assert!(matches!(before_opening(&known(4, 5), &accepted(6)), Err(Mismatch::OtherStore { .. })));
+        assert!(matches!(before_opening(&known(2, 9), &accepted(6)), Err(Mismatch::OlderCopy { .. })));
     }
 }

@@ -1,5 +1,6 @@
 //! The one Geminga binary. Parses, sets up tracing, and calls one role.
 
+mod accept_loss;
 mod admin;
 mod bookie;
 mod bookie_inspect;

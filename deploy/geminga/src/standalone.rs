@@ -6,7 +6,7 @@
 
 use crate::admin::Storage;
 use crate::cli::StandaloneArgs;
-use crate::halves::Halves;
+use crate::halves::{Checked, Halves};
 use crate::{failure, process};
 use anyhow::Context as _;
 use geminga_bookie::{Bookie, Health, InProcess, OpenError};
@@ -46,7 +46,8 @@ pub(crate) struct Config {
     log: String,
     /// Allow another bind address than the loopback although nobody is authenticated. Default false.
     insecure: bool,
-    /// Start although the store lacks files that it had, and serve what is left: for reading what can be read, once. Entries that were
+    /// Start although the store lacks files that it had, and serve what is left: for reading what can be read, once; `geminga admin
+    /// accept-loss` is for going on. Entries that were
     /// in them are answered as not readable, never as absent, and topics that need them stay shut. After the loss of a journal file,
     /// the manifest or an identity the store takes nothing any more, and a file put back later is not believed. Default false: the
     /// start is refused and nothing changed.
@@ -133,6 +134,46 @@ pub(crate) fn storage(
     Ok(Storage { metadata, cluster, offload, lock })
 }
 
+/// A standalone that is not running: its metadata, open, and its store, not.
+pub(crate) struct Offline {
+    pub(crate) dir: PathBuf,
+    pub(crate) settings: geminga_bookie::Config,
+    pub(crate) metadata: Arc<dyn MetadataStore>,
+    pub(crate) halves: Halves,
+    pub(crate) checked: Checked,
+    pub(crate) lock: Box<dyn std::any::Any + Send + Sync>,
+}
+
+/// Opens the metadata of a standalone whose store is to be looked after, if the two belong together.
+pub(crate) async fn offline(
+    file: Option<&Path>,
+    data_dir: Option<&Path>,
+    tasks: &TaskGroup,
+) -> anyhow::Result<Offline> {
+    let data_dir = data_dir.map(|path| path.to_string_lossy().into_owned().into());
+    let config: Config = process::load("standalone", file, [("data_dir", data_dir)])?;
+    let dir = std::path::absolute(&config.data_dir)?;
+    // Opening would make them.
+    if !dir.join("metadata.redb").exists() {
+        return Err(failure::coded(
+            Code::LOSS_NOT_ACCEPTED,
+            format_args!(
+                "{} holds no metadata.redb, so no standalone's data. A bookie of a cluster has nothing to accept: started as it is, it \
+                 gets back what it lacks from the copies of others; of a standalone, pass the --data-dir that it was started with",
+                dir.display()
+            ),
+        ));
+    }
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let message_max = config.broker.max_message_size.0 as usize;
+    let mut settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
+    settings.only_copy = true;
+    let lock = lock(disk.as_ref(), &dir)?;
+    let (metadata, halves, checked) =
+        open_metadata(&settings, &disk, &SystemClock::shared(), &dir, tasks).await?;
+    Ok(Offline { dir, settings, metadata, halves, checked, lock })
+}
+
 async fn run(config: Config) -> anyhow::Result<()> {
     let dir = std::path::absolute(&config.data_dir)?;
     run_in(config, &dir).await.map_err(|error| failure::explain(error, &dir))
@@ -147,6 +188,7 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let message_max = config.broker.max_message_size.0 as usize;
     let mut settings = config.bookie.config(dir.join("bookie"), &config.broker.cluster, message_max)?;
     // There is no other copy to heal from.
+    settings.only_copy = true;
     settings.refuse_losses = !config.serve_damaged;
     let _lock = lock(disk.as_ref(), dir)?;
     let (metadata, bookie) = open_halves(settings, &disk, &clock, dir, &storage_tasks).await?;
@@ -174,6 +216,22 @@ async fn open_halves(
     dir: &Path,
     tasks: &TaskGroup,
 ) -> anyhow::Result<(Arc<dyn MetadataStore>, Bookie)> {
+    let store_path = settings.data_dir.clone();
+    let (metadata, halves, checked) = open_metadata(&settings, disk, clock, dir, tasks).await?;
+    let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
+        .map_err(|error| store_failure(&error, &store_path))?;
+    halves.register(&*metadata, checked, &bookie).await?;
+    Ok((metadata, bookie))
+}
+
+/// Opens metadata, if they and the store belong together as far as can be told before that is opened.
+async fn open_metadata(
+    settings: &geminga_bookie::Config,
+    disk: &Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+    dir: &Path,
+    tasks: &TaskGroup,
+) -> anyhow::Result<(Arc<dyn MetadataStore>, Halves, Checked)> {
     let (path, store_path) = (dir.join("metadata.redb"), settings.data_dir.clone());
     let halves = Halves {
         metadata_path: path.clone(),
@@ -181,26 +239,26 @@ async fn open_halves(
         keys: Keys::new(&settings.cluster),
         id: settings.id.clone(),
     };
-    let whose = geminga_bookie::whose(&settings, &**disk)
+    let whose = geminga_bookie::whose(settings, &**disk)
         .map_err(|error| failure::disk(&error, "looking at the store in", &store_path))?;
     let names =
         disk.list(dir).map_err(|error| failure::disk(&error, "looking at the data directory", dir))?;
-    halves.check_files(names.iter().any(|name| name == "metadata.redb"), whose)?;
+    halves.check_files(names.iter().any(|name| name == "metadata.redb"), &whose)?;
     let metadata = RedbStore::open(disk.clone(), &path, clock.clone(), tasks)
         .map_err(|error| metadata_failure(&error, &path))?;
     let metadata: Arc<dyn MetadataStore> = Arc::new(metadata);
-    let checked = halves.check(&*metadata, whose).await?;
-    let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
-        .map_err(|error| store_failure(&error, &store_path))?;
-    halves.register(&*metadata, checked, &bookie).await?;
-    Ok((metadata, bookie))
+    let checked = halves.check(&*metadata, &whose).await?;
+    Ok((metadata, halves, checked))
 }
 
 fn store_failure(error: &OpenError, path: &Path) -> anyhow::Error {
     let failure = failure::about(error, "opening the store in", path);
     match error {
         OpenError::Lost(_) => {
-            anyhow::anyhow!("{failure}. Without a copy, --serve-damaged serves what is left, for reading it")
+            anyhow::anyhow!(
+                "{failure}. Without a copy, `geminga admin accept-loss` shows what is lost and goes on without it for good; \
+                 --serve-damaged serves what is left once, for reading it"
+            )
         }
         _ => failure,
     }

@@ -226,6 +226,7 @@ fn check(steps: &Steps, excuse: Excuse) {
                     assert!(excuse == Excuse::Anything, "{ledger}:{id} was stored and is said to be absent");
                 }
                 ReadAnswer::Unknown(_) => {}
+                ReadAnswer::Lost { .. } => panic!("{ledger}:{id}: nobody has accepted a loss"),
             }
         }
         let _either = (steps.stat(LedgerId(ledger)), steps.tail(LedgerId(ledger), EntryId(0)));

@@ -189,6 +189,7 @@ fn tail(ledger: LedgerId, answer: wire::Tail) -> Outcome<Tail> {
         return Err(unreadable());
     }
     Ok(Tail {
+        lacks: false,
         lac: minus_one(answer.lac_plus_one),
         lafr: minus_one(answer.lafr_plus_one),
         present: ranges_in(&answer.present).ok_or_else(unreadable)?,

@@ -224,6 +224,10 @@ impl Ledgers for LedgerClient {
             .boxed()
     }
 
+    fn may_lack(&self, view: &LedgerView) -> bool {
+        bookies_of(&view.fragments).iter().any(|bookie| self.inner.rpc.may_lack(bookie, view.id))
+    }
+
     fn delete(&self, view: &LedgerView) -> BoxFuture<'static, bool> {
         let (inner, id, bookies) = (self.inner.clone(), view.id, bookies_of(&view.fragments));
         async move {

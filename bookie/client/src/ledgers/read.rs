@@ -8,7 +8,7 @@ use super::hedge::{Hedge, PATIENCE};
 use super::{LedgerView, ReadError};
 use crate::entry::Entry;
 use crate::mutant::{Mutant, active};
-use crate::rpc::{BookieRef, BookieRpc, Read, ReadAnswer, ReadClass};
+use crate::rpc::{BookieRef, BookieRpc, IdRange, Read, ReadAnswer, ReadClass};
 use futures::stream::{FuturesUnordered, StreamExt};
 use geminga_common::ids::{EntryId, LedgerId};
 use std::collections::VecDeque;
@@ -21,6 +21,8 @@ pub struct Plan {
     untried: VecDeque<BookieRef>,
     negative: u32,
     absent: u32,
+    /// How far from the first id on the only copy has lost what was there.
+    lost: Option<EntryId>,
 }
 
 /// `None` when the ids lie in no fragment.
@@ -42,6 +44,7 @@ pub fn plan(
         untried: slots.filter_map(|slot| fragment.ensemble.get(slot as usize)?.clone()).collect(),
         negative: view.quorum.negative(),
         absent: 0,
+        lost: None,
     })
 }
 
@@ -78,6 +81,10 @@ impl Plan {
                 tracing::warn!(%ledger, entry = %first, %bookie, "damaged entry read");
             }
             ReadAnswer::NotFound(_) => self.absent += 1,
+            ReadAnswer::Lost { last: lost } => {
+                let lost = lost.clamp(first, last);
+                self.lost = Some(self.lost.map_or(lost, |before| before.min(lost)));
+            }
             ReadAnswer::Unknown(doubt) => {
                 tracing::debug!(%ledger, entry = %first, %bookie, ?doubt, "read undecided");
             }
@@ -88,7 +95,10 @@ impl Plan {
     /// What it means that nobody had the entries: absence is believed only from a negative quorum.
     #[must_use]
     pub fn verdict(&self) -> ReadError {
-        if self.absent >= self.negative {
+        let first = self.request.first;
+        if let Some(last) = self.lost {
+            ReadError::Lost(IdRange { first, last })
+        } else if self.absent >= self.negative {
             ReadError::NoSuchEntry(self.request.first)
         } else {
             ReadError::Unavailable(self.request.first)

@@ -207,6 +207,7 @@ impl Store {
         let inline =
             l.entries.range(inline_from..).map(|(_, e)| e).filter(|e| intact(&e.id)).take_while(fits);
         Ok(Tail {
+            lacks: false,
             lac: l.lac,
             lafr: l.lafr,
             entries: inline.cloned().collect(),

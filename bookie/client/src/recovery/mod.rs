@@ -5,15 +5,18 @@
 //! undecided attempt never closes.
 
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 use crate::ledgers::client::{Inner, bookies_of, seal};
 use crate::ledgers::{RecoverError, Recovered, read};
-use crate::record::{LedgerRecord, LedgerState};
-use crate::rpc::{Add, AddError, BookieRef, ControlError, Read, ReadAnswer, ReadClass, Tail};
+use crate::record::{ClosedLedger, LedgerRecord, LedgerState};
+use crate::rpc::{Add, AddError, BookieRef, ControlError, IdRange, Read, ReadAnswer, ReadClass, Tail};
 use crate::writer::state::ChangeOutcome;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
+use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, LedgerId};
 use geminga_common::metadata::{Compare, MetaError, Op, Revision};
 use geminga_common::tasks::OnFailure;
@@ -204,6 +207,17 @@ async fn read_one(inner: &Inner, record: &LedgerRecord, id: EntryId) -> Option<c
     read::run(&*inner.rpc, &inner.hedge, plan).await.ok()?.into_iter().next()
 }
 
+fn tell_loss(owner: &str, closed: &ClosedLedger, lost: &[IdRange]) {
+    let runs: Vec<String> = lost.iter().map(|run| format!("{}..={}", run.first, run.last)).collect();
+    let entries: u64 = lost.iter().map(|run| run.last.0 - run.first.0 + 1).sum();
+    let last = closed.last.map_or_else(|| "none".to_owned(), |last| last.to_string());
+    tracing::warn!(
+        code = %Code::LOST_FOR_GOOD, %owner, ledger = %closed.id, %last, entries, lost = %runs.join(" "),
+        "a ledger is closed behind an accepted loss, at the last entry that is left: what followed is gone for good, and of what was \
+         acknowledged at least these entries"
+    );
+}
+
 /// What the owner gets of a closed record.
 async fn recovered(
     inner: &Arc<Inner>,
@@ -226,6 +240,11 @@ async fn recovered(
     // With repair due the record stays, closed as it is, for the repairer to find.
     let ops = if closed.repair.is_empty() { vec![Op::delete(key)] } else { Vec::new() };
     let attributes = state.as_ref().and_then(State::attributes).cloned().unwrap_or(record.attributes);
+    let lost = state.as_ref().and_then(State::lost);
+    if let Some(lost) = lost {
+        tell_loss(&attributes.owner, &closed, lost);
+    }
+    let lost = lost.unwrap_or_default().to_vec();
     let term = record.term;
-    Ok(Recovered { closed, compares, ops, revision, term, last_header, attributes: Some(attributes) })
+    Ok(Recovered { closed, compares, ops, revision, term, last_header, attributes: Some(attributes), lost })
 }

@@ -8,6 +8,10 @@
 //! - Write-backs carry `lac = base` and `lafr = max LAFR replied`, never this recoverer's own progress: else a crash here leaves an
 //!   id on one bookie that the next recoverer takes as proven below its base and never writes again.
 //!
+//! Where the only copy lost something and that was accepted for good (`Tail::lacks`), nothing proves an absence and nobody else can: the
+//! ledger ends behind the last entry that is there, holes below stay holes that read as lost, and what is known to have been acknowledged
+//! is told. With any other copy in the ensemble this does not apply: such a slot is then one that knows nothing.
+//!
 //! A vacant slot is an authoritative "not found": the record proves that no writer ever counted an ack of it in this fragment. A
 //! copy that a bookie reported after fencing is durable there, so it counts as written back: a single-copy ledger needs none.
 
@@ -40,6 +44,8 @@ pub enum Reply {
         present: Vec<IdRange>,
         /// Runs of ids that may be present.
         doubtful: Vec<IdRange>,
+        /// It is the only copy, and lost something; that was accepted.
+        lacks: bool,
     },
 }
 
@@ -70,6 +76,7 @@ impl Member {
                 Say::Unknown
             }
             Reply::Fenced { present, .. } if within(present) => Say::Present,
+            Reply::Fenced { lacks: true, .. } => Say::Unknown,
             Reply::Fenced { .. } => Say::Absent,
         }
     }
@@ -181,6 +188,8 @@ pub struct State {
     /// Decided range, exclusive ends: base + 1 and last + 1.
     base_end: EntryId,
     end: EntryId,
+    /// The ledger ends where a loss that was accepted begins: what was acknowledged and is gone for good, as far as is known.
+    lost: Option<Vec<IdRange>>,
     phase: Phase,
 }
 
@@ -210,6 +219,7 @@ impl State {
             deadline_over: false,
             base_end: fragment.first,
             end: fragment.first,
+            lost: None,
             phase: Phase::Deciding,
             record,
         }
@@ -231,6 +241,12 @@ impl State {
     #[must_use]
     pub fn entry(&self, id: EntryId) -> Option<&Entry> {
         self.known.get(&id)
+    }
+
+    /// What was acknowledged, as far as is known, and is gone for good; `None` unless the only copy lost something that was accepted.
+    #[must_use]
+    pub fn lost(&self) -> Option<&[IdRange]> {
+        self.lost.as_deref()
     }
 
     /// Whether it has ended: with a record to commit or a verdict.
@@ -269,8 +285,8 @@ impl State {
                 self.lac = self.lac.max(tail.lac);
                 self.lafr = self.lafr.max(tail.lafr);
                 self.attributes = self.attributes.take().or(tail.attributes);
-                let (present, doubtful) = (tail.present, tail.doubtful);
-                self.members[slot as usize].reply = Reply::Fenced { present, doubtful };
+                let (present, doubtful, lacks) = (tail.present, tail.doubtful, tail.lacks);
+                self.members[slot as usize].reply = Reply::Fenced { present, doubtful, lacks };
                 self.learn(slot, tail.entries);
             }
             Err(ControlError::StaleTerm(_) | ControlError::Tombstoned) => {
@@ -440,6 +456,9 @@ impl State {
             }
             return;
         }
+        if let Some(end) = self.end_of_what_is_left() {
+            return self.close_behind_loss(end, out);
+        }
         let known = self.lac.map_or(EntryId(0), EntryId::next);
         let floor = self.record.last_fragment().first;
         self.base_end = if active(Mutant::RecoverFromBelow) { known } else { known.max(floor) };
@@ -468,13 +487,66 @@ impl State {
             return;
         }
         self.end = id;
-        match id.previous() {
+        self.read_last(out);
+    }
+
+    fn read_last(&mut self, out: &mut Vec<Effect>) {
+        match self.end.previous() {
             Some(last) if !self.known.contains_key(&last) => {
                 self.phase = Phase::ReadingLast;
                 out.push(Effect::ReadLast(last));
             }
             _ => self.write_back(out),
         }
+    }
+
+    /// Where the ledger ends if the only copy of it lost something and that was accepted: behind the last entry that is there. What was
+    /// acknowledged beyond is lost, and nothing else can say so.
+    fn end_of_what_is_left(&self) -> Option<EntryId> {
+        let (mut end, mut lacking) = (self.record.last_fragment().first, false);
+        for member in &self.members {
+            match &member.reply {
+                Reply::Vacant => {}
+                Reply::Fenced { present, lacks: true, .. } => {
+                    lacking = true;
+                    end = present.last().map_or(end, |run| end.max(run.last.next()));
+                }
+                // Whoever has another copy knows better.
+                _ => return None,
+            }
+        }
+        lacking.then_some(end)
+    }
+
+    fn close_behind_loss(&mut self, end: EntryId, out: &mut Vec<Effect>) {
+        let runs = |of: fn(&Reply) -> &[IdRange]| self.members.iter().flat_map(move |m| of(&m.reply));
+        let doubtful = runs(|reply| match reply {
+            Reply::Fenced { doubtful, .. } => doubtful,
+            _ => &[],
+        });
+        if doubtful.clone().any(|run| run.last >= end) {
+            // Bytes that are there and do not check may be put right; only what is gone was accepted as lost.
+            return self.stop(Verdict::Undecided, out);
+        }
+        let present = runs(|reply| match reply {
+            Reply::Fenced { present, .. } => present,
+            _ => &[],
+        });
+        let mut there: Vec<IdRange> = present.chain(doubtful).copied().collect();
+        there.sort();
+        let (mut lost, mut next) = (Vec::new(), self.record.last_fragment().first);
+        for run in there {
+            if let Some(last) = run.first.previous().filter(|last| next <= *last) {
+                lost.push(IdRange { first: next, last });
+            }
+            next = next.max(run.last.next());
+        }
+        if let Some(last) = self.lac.max(self.lafr).filter(|last| next <= *last) {
+            lost.push(IdRange { first: next, last });
+        }
+        self.lost = Some(lost);
+        (self.base_end, self.end) = (end, end);
+        self.read_last(out);
     }
 
     /// R5: copies that slots of the ensemble lack.

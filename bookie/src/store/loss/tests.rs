@@ -94,7 +94,9 @@ fn readable(steps: &Steps) -> u64 {
         match steps.read(Read { ledger, first, last: first, bytes_max: 1, class: ReadClass::Tail }) {
             ReadAnswer::Found(_) => found += 1,
             ReadAnswer::Unknown(_) => {}
-            ReadAnswer::NotFound(_) => panic!("entry {id} of ledger {ledger} was acknowledged"),
+            ReadAnswer::NotFound(_) | ReadAnswer::Lost { .. } => {
+                panic!("entry {id} of ledger {ledger} was acknowledged")
+            }
         }
     }
     found

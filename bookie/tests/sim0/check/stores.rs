@@ -106,6 +106,9 @@ impl Checker {
                 self.heir_lacks(me, read.ledger, read.first);
             }
             ReadAnswer::Unknown(_) => {}
+            ReadAnswer::Lost { .. } => {
+                self.broken(format!("{me} gave up a ledger that has other copies: {read:?}"))
+            }
         }
     }
 

@@ -1,0 +1,127 @@
+//! `geminga admin accept-loss`: a standalone whose store lost something, and of which there is no copy, goes on with what is left. Offline and
+//! deliberate: without `--yes` it tells what that means and changes nothing. The states and the steps: `bookie/src/store/accept.rs`.
+
+use crate::cli::AcceptLossArgs;
+use crate::failure;
+use crate::halves::{Checked, Halves};
+use crate::standalone::Offline;
+use anyhow::Context as _;
+use geminga_bookie::{Config, OpenError, View, accept_loss, view_loss};
+use geminga_bookie_client::rpc::{BookieRef, IdRange};
+use geminga_broker::loss::{Left, OwnerLoss, survey};
+use geminga_common::clock::SystemClock;
+use geminga_common::disk::{Disk, RealDisk};
+use geminga_common::error::{Code, Coded as _};
+use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::metadata::MetadataStore;
+use geminga_common::tasks::TaskGroup;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+struct OfView<'v>(&'v View);
+
+impl Left for OfView<'_> {
+    fn left(&self, ledger: LedgerId, ids: IdRange) -> Vec<IdRange> {
+        self.0.presence(ledger, ids).present
+    }
+
+    fn tail(&self, ledger: LedgerId) -> (Option<EntryId>, Option<EntryId>) {
+        let stat = self.0.stat(ledger);
+        stat.map_or((None, None), |stat| (stat.present.last().map(|run| run.last), stat.lac))
+    }
+}
+
+/// Tells what is lost; accepts it with `--yes`.
+pub(crate) async fn main(args: AcceptLossArgs) -> anyhow::Result<()> {
+    let tasks = TaskGroup::new();
+    let data_dir = args.data_dir.as_deref();
+    let Offline { dir, settings, metadata, halves, checked, lock } =
+        crate::standalone::offline(args.config.as_deref(), data_dir, &tasks).await?;
+    let told = tell(&settings, &halves, &checked, &*metadata, &dir).await;
+    let outcome = match told {
+        Ok(false) => Ok(()),
+        Ok(true) if args.yes => accept(settings, &checked, &dir),
+        Ok(true) => say(
+            "nothing was changed. Is there a copy as new as the rest? Put the files back from it. Is there none? The same command with \
+             --yes accepts the loss, for good",
+        ),
+        Err(error) => Err(error),
+    };
+    tasks.stop();
+    drop(lock);
+    outcome
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("writing to standard output")
+}
+
+fn disk() -> Arc<dyn Disk> {
+    Arc::new(RealDisk)
+}
+
+/// Says what is lost; whether anything is.
+async fn tell(
+    settings: &Config,
+    halves: &Halves,
+    checked: &Checked,
+    metadata: &dyn MetadataStore,
+    dir: &Path,
+) -> anyhow::Result<bool> {
+    let view = match view_loss(settings.clone(), disk(), SystemClock::shared()) {
+        Err(OpenError::NotLost) => {
+            say(&format!("{}: nothing is missing, there is no loss to accept", dir.display()))?;
+            return Ok(false);
+        }
+        Err(OpenError::Lost(losses)) => {
+            losses.0.iter().try_for_each(|lost| say(&format!("lost: {}", lost.line())))?;
+            say("what was in it cannot be told before the loss is accepted")?;
+            return Ok(true);
+        }
+        other => {
+            other.map_err(|error| failure::about(&error, "looking at the store in", &halves.store_path))?
+        }
+    };
+    view.lost.iter().try_for_each(|lost| say(&format!("lost: {}", lost.line())))?;
+    let me = |member: &BookieRef| member.id == halves.id;
+    let owners = survey(metadata, &halves.keys, &me, &OfView(&view)).await.map_err(|error| {
+        let text = format!("telling what is lost of the store in {}: {error}", halves.store_path.display());
+        failure::coded(error.code(), text)
+    })?;
+    owners.iter().try_for_each(|owner| say(&owner.to_string()))?;
+    let (cursors, topics): (Vec<&OwnerLoss>, Vec<&OwnerLoss>) =
+        owners.iter().partition(|owner| owner.cursors);
+    let entries: u64 = topics.iter().map(|topic| topic.entries()).sum();
+    say(&format!(
+        "{entries} entries of {} topics are known to be lost",
+        topics.iter().filter(|t| t.entries() > 0).count()
+    ))?;
+    if !cursors.is_empty() {
+        say(
+            "positions of subscriptions may be lost: none skips a message, messages come again; the subscription `lost-cursors` \
+             of each topic keeps everything until it is deleted",
+        )?;
+    }
+    if let Some(known) = Halves::counted_on(checked) {
+        say(&format!("the store was incarnation {known}; it gets a new one"))?;
+    }
+    Ok(true)
+}
+
+fn accept(settings: Config, checked: &Checked, dir: &Path) -> anyhow::Result<()> {
+    let path = settings.data_dir.clone();
+    let accepted = accept_loss(settings, disk(), SystemClock::shared(), Halves::counted_on(checked));
+    let accepted =
+        accepted.map_err(|error| failure::about(&error, "accepting the loss of the store in", &path))?;
+    say(&format!(
+        "the loss is accepted: the store is incarnation {} from now on, {} tells what was lost. Start the server",
+        accepted.incarnation,
+        path.join("LOSSES").display()
+    ))?;
+    tracing::warn!(
+        code = %Code::LOST_FOR_GOOD, data = %dir.display(), incarnation = %accepted.incarnation,
+        "the loss of a store was accepted"
+    );
+    Ok(())
+}
