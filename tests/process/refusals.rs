@@ -87,6 +87,19 @@ fn metadata_and_a_store_that_do_not_belong_together_are_refused() -> Result<()> 
     refusal(&refused(&ours, &[])?, "GM-6008", &[text(&metadata), text(&store), "older copy"])
 }
 
+#[test]
+fn metadata_without_a_byte_are_missing_metadata() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let metadata = dir.path().join("metadata.redb");
+    std::fs::write(&metadata, "")?;
+    fresh(dir.path())?; // nothing is beside it
+    std::fs::write(&metadata, "")?;
+    let words = [text(&metadata), "missing beside a store", "Put back"];
+    refusal(&refused(dir.path(), &[])?, "GM-6008", &words)?;
+    ensure!(std::fs::metadata(&metadata)?.len() == 0, "the refused start made metadata");
+    Ok(())
+}
+
 /// Metadata as the first start makes them before anything else.
 fn blank_metadata(path: &Path) -> Result<()> {
     let tasks = TaskGroup::new();

@@ -6,8 +6,8 @@
 //!
 //! | metadata | store | what follows |
 //! |---|---|---|
-//! | no file | nothing | the first start |
-//! | no file | a store | refused: metadata are gone |
+//! | no file, or one of 0 bytes | nothing | the first start |
+//! | no file, or one of 0 bytes | a store | refused: metadata are gone |
 //! | empty | nothing | the first start again: it was cut short between the halves |
 //! | empty | a store without a ledger | the same, cut short before the record |
 //! | empty | a store with ledgers | refused: the metadata are others |

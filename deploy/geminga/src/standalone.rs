@@ -15,7 +15,7 @@ use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_broker::{Addresses, Broker, GatedStore};
 use geminga_common::clock::{Clock, SystemClock};
-use geminga_common::disk::{Disk, RealDisk};
+use geminga_common::disk::{Disk, OpenMode, RealDisk};
 use geminga_common::error::{Code, Coded as _};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
@@ -243,7 +243,13 @@ async fn open_metadata(
         .map_err(|error| failure::disk(&error, "looking at the store in", &store_path))?;
     let names =
         disk.list(dir).map_err(|error| failure::disk(&error, "looking at the data directory", dir))?;
-    halves.check_files(names.iter().any(|name| name == "metadata.redb"), &whose)?;
+    // A file without a byte holds as much as none: opening would make metadata of it.
+    let has_metadata = names.iter().any(|name| name == "metadata.redb")
+        && !disk
+            .open(&path, OpenMode::Read)
+            .and_then(|file| file.is_empty())
+            .map_err(|error| failure::disk(&error, "looking at the metadata in", &path))?;
+    halves.check_files(has_metadata, &whose)?;
     let metadata = RedbStore::open(disk.clone(), &path, clock.clone(), tasks)
         .map_err(|error| metadata_failure(&error, &path))?;
     let metadata: Arc<dyn MetadataStore> = Arc::new(metadata);
