@@ -56,11 +56,12 @@ class Drill:
         self.s3 = S3(f"{root}/s3").start()
         self.config = self.root / "server.toml"
         self.config.write_text(CONFIG % (BUCKET, self.s3.port))
-        self.starts = 0
+        self.starts, self.last = 0, None
 
     def server(self):
         self.starts += 1
-        return Server(self.binary, str(self.root / "data"), str(self.config), log=str(self.root / f"{self.starts}.log"))
+        self.last = Server(self.binary, str(self.root / "data"), str(self.config), log=str(self.root / f"{self.starts}.log"))
+        return self.last
 
     def command(self, *arguments, verb="rebuild"):
         return [self.binary, "admin", "storage", verb, "--role", "standalone", "--config", str(self.config), "--data-dir",
@@ -244,6 +245,8 @@ def main():
                 print(log.name, log.read_text()[-1500:], file=sys.stderr)
             raise
         finally:
+            if drill.last and drill.last.process and drill.last.process.poll() is None:
+                drill.last.kill()
             drill.s3.stop()
 
 
