@@ -166,6 +166,11 @@ fn a_configuration_file_is_checked_whole() -> Result<()> {
         ("[standalone]\nlog = 'info'\nhttp_port = \n", "GM-6005", &["line 3"]),
         ("[standalone.broker]\nledger_entries = 0\n", "GM-6004", &["ledger_entries"]),
         ("[standalone.bookie]\nflush_ms = 1\n", "GM-6004", &["flush_ms"]),
+        (
+            "[standalone.bookie]\njournal_file_size = '1 MiB'\n",
+            "GM-6004",
+            &["journal_file_size is 1048576 bytes", "5394432 are needed", "max_message_size"],
+        ),
         ("[standalone.bookie]\nid = 'a b'\n", "GM-6004", &["id is not a name"]),
     ];
     for (content, code, words) in table {

@@ -84,7 +84,7 @@ impl Tier {
         let store = store::open(config, clock.clone())?;
         let place = Place { cluster: cluster.to_owned(), here: config.place() };
         let guarded = Guarded::new(store, meta, clock.clone(), Rng::from_system(), place);
-        let late = BlobError::Failed { key: config.place(), reason: "it takes long to answer".to_owned() };
+        let late = BlobError::Failed { key: config.place(), reason: store::slow(config) };
         match tokio::time::timeout(CHECK_MAX, guarded.check()).await.unwrap_or(Err(late)) {
             Ok(_) => {}
             Err(BlobError::Wrong(refusal)) => return Err(OpenError::Wrong(*refusal)),

@@ -1,7 +1,7 @@
 //! Real stores, chosen by URL: `s3://bucket/prefix` and `file:///directory`; and what they have in common.
 
 use super::directory::Directory;
-use super::s3::S3;
+use super::s3::{self, S3};
 use super::{Answer, BlobError, Blobs, Listed, SMALL_MAX};
 use crate::config::{Config, shown};
 use bytes::Bytes;
@@ -37,6 +37,12 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
         Some(path) => Ok(Arc::new(Directory::open(path, clock))),
         None => Err(SetUpError::Url(shown(url))),
     }
+}
+
+/// What to say of a store that does not answer in time.
+pub(crate) fn slow(config: &Config) -> String {
+    let asked = config.url.starts_with("s3://").then(s3::waits_for_role).flatten();
+    asked.unwrap_or_else(|| "it takes long to answer".to_owned())
 }
 
 pub(super) fn blob_error(key: &str, error: object_store::Error) -> BlobError {
