@@ -61,6 +61,14 @@ fn open_flagged(path: &Path, write: bool, flags: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).custom_flags(flags.cast_signed()).open(path)
 }
 
+/// The system opens a directory for reading like a file; what it says of the first read depends on the file system.
+fn no_directory(file: File) -> io::Result<File> {
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+    }
+    Ok(file)
+}
+
 /// Opens with `DIRECT`, or without where the file system has none.
 fn open_direct(path: &Path, write: bool, flags: u32) -> io::Result<File> {
     match open_flagged(path, write, flags | DIRECT) {
@@ -101,7 +109,7 @@ impl Disk for RealDisk {
             OpenMode::JournalDirect => open_direct(path, true, DSYNC),
             OpenMode::ReadDirect => open_direct(path, false, 0),
         };
-        let file = named(path, file)?;
+        let file = named(path, file.and_then(no_directory))?;
         let aligned = matches!(mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
         Ok(Arc::new(RealFile { file, path: path.into(), aligned }))
     }
@@ -205,11 +213,15 @@ mod tests {
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         let error = RealDisk.create_dir_all(Path::new("/proc/geminga")).unwrap_err();
         assert!(error.to_string().contains("/proc/geminga"), "{error}");
-        // A directory opens like a file, and tells only when it is read.
-        let opened = RealDisk.open(dir.path(), OpenMode::Read).unwrap();
+        for mode in [OpenMode::Read, OpenMode::ReadDirect, OpenMode::JournalDirect] {
+            let error = RealDisk.open(dir.path(), mode).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+            assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+        }
+        let opened = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
         let error = opened.read_exact_at(&mut [0; 8], 0).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
-        assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
 
     #[test]
