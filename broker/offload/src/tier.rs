@@ -84,7 +84,7 @@ impl Tier {
         let store = store::open(config, clock.clone())?;
         let place = Place { cluster: cluster.to_owned(), here: config.place() };
         let guarded = Guarded::new(store, meta, clock.clone(), Rng::from_system(), place);
-        let late = BlobError::Failed { key: config.place(), reason: store::slow(config) };
+        let late = BlobError::Failed { key: config.place(), reason: "it takes long to answer".to_owned() };
         match tokio::time::timeout(CHECK_MAX, guarded.check()).await.unwrap_or(Err(late)) {
             Ok(_) => {}
             Err(BlobError::Wrong(refusal)) => return Err(OpenError::Wrong(*refusal)),
@@ -92,7 +92,8 @@ impl Tier {
                 code = %error.code(),
                 store = config.place(),
                 %error,
-                "whether the object store is this cluster's cannot be checked now; it is before it is used"
+                "whether the object store is this cluster's cannot be checked now; it is before it is used{}",
+                store::wanting_credentials(config).unwrap_or_default()
             ),
         }
         let rng = Rng::from_system();

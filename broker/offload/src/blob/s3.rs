@@ -87,8 +87,8 @@ struct UnderWay {
     upload_id: String,
 }
 
-/// What a store without credentials waits for, from the environment; `None` when something there gives them.
-pub(super) fn waits_for_role() -> Option<String> {
+/// What a store waits for to which the environment gives no credentials; `None` when something there does.
+pub(super) fn wanting_credentials() -> Option<String> {
     without_credentials(&AmazonS3Builder::from_env())
 }
 
@@ -103,9 +103,8 @@ fn without_credentials(builder: &AmazonS3Builder) -> Option<String> {
     let unsigned = builder.get_config_value(&Key::SkipSignature).is_some_and(|skip| skip == "true");
     let given = unsigned || ways.iter().any(|key| builder.get_config_value(key).is_some());
     (!given).then(|| {
-        "it takes long, and no credentials are given: the machine's own role is asked for at 169.254.169.254. Elsewhere than on such a \
-         machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, in the \
-         server's environment"
+        ". No credentials are given, so the machine's own role is asked for, at 169.254.169.254. On a machine without one set \
+         AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, in the server's environment"
             .to_owned()
     })
 }

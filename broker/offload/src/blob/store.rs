@@ -39,10 +39,9 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
     }
 }
 
-/// What to say of a store that does not answer in time.
-pub(crate) fn slow(config: &Config) -> String {
-    let asked = config.url.starts_with("s3://").then(s3::waits_for_role).flatten();
-    asked.unwrap_or_else(|| "it takes long to answer".to_owned())
+/// What to add when a store does not answer, if its credentials may be the reason; goes on after the text.
+pub(crate) fn wanting_credentials(config: &Config) -> Option<String> {
+    config.url.starts_with("s3://").then(s3::wanting_credentials).flatten()
 }
 
 pub(super) fn blob_error(key: &str, error: object_store::Error) -> BlobError {
