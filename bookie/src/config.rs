@@ -75,14 +75,17 @@ pub struct Config {
     pub refuse_losses: bool,
     /// Nobody else has copies of what is stored: losses are told as what they are, and no repair is promised.
     pub only_copy: bool,
+    /// The incarnation that others count on. A store that lost every copy of its identity keeps it, as one that lost data, instead of
+    /// taking one by which nobody would know it again. `None`: nobody counts on one, or whoever does copes with another.
+    pub known: Option<geminga_common::ids::Incarnation>,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
     pub seed: Option<u64>,
 }
 
 /// A setting out of its range.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct ConfigError(&'static str);
+pub struct ConfigError(String);
 
 impl Config {
     /// Defaults for a store in `data_dir`.
@@ -121,8 +124,15 @@ impl Config {
             readers: 2,
             refuse_losses: false,
             only_copy: false,
+            known: None,
             seed: None,
         }
+    }
+
+    /// Bytes that a journal file must have at least: the largest entry with what goes around it, in whole pages.
+    #[must_use]
+    pub fn journal_file_min(&self) -> u64 {
+        (self.entry_bytes_max as u64 + self.control_reserve + 5 * 4096).next_multiple_of(4096)
     }
 
     /// Checks the ranges.
@@ -130,14 +140,10 @@ impl Config {
     /// # Errors
     /// The first setting out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let file_min = self.entry_bytes_max as u64 + self.control_reserve + 5 * 4096;
+        self.holds_largest("journal_file_size", self.journal_file_size)?;
+        self.holds_largest("journal_file_size_first", self.journal_file_size_first)?;
         let rules = [
             ((1..=8).contains(&self.journal_in_flight), "journal_in_flight must be 1 to 8"),
-            (self.journal_file_size >= file_min, "journal_file_size does not hold the largest entry"),
-            (
-                self.journal_file_size_first >= file_min,
-                "journal_file_size_first does not hold the largest entry",
-            ),
             (
                 self.journal_file_size.is_multiple_of(4096)
                     && self.journal_file_size_first.is_multiple_of(4096),
@@ -166,9 +172,20 @@ impl Config {
             (self.scrub_period >= Duration::from_secs(1), "scrub_period must be at least a second"),
         ];
         match rules.iter().find(|(good, _)| !good) {
-            Some((_, text)) => Err(ConfigError(text)),
+            Some((_, text)) => Err(ConfigError((*text).to_owned())),
             None => Ok(()),
         }
+    }
+
+    fn holds_largest(&self, key: &str, bytes: u64) -> Result<(), ConfigError> {
+        let (min, entry) = (self.journal_file_min(), self.entry_bytes_max);
+        if bytes >= min {
+            return Ok(());
+        }
+        Err(ConfigError(format!(
+            "{key} is {bytes} bytes and does not hold the largest entry: {min} are needed for one of {entry}. Raise {key}, or \
+             lower max_message_size"
+        )))
     }
 
     /// What one shard may take.

@@ -3,7 +3,7 @@
 
 use super::{copy, says};
 use anyhow::{Context as _, Result, ensure};
-use geminga_tests::process::{Standalone, refused};
+use geminga_tests::process::{Standalone, refused, run};
 use std::path::{Path, PathBuf};
 
 const MESSAGES: u64 = 4000;
@@ -194,4 +194,49 @@ fn what_is_left_of_a_damaged_store_is_served_when_that_is_asked_for() -> Result<
     // A segment that is put back counts again.
     copy(&killed.kept().join(part), &killed.data().join(part))?;
     killed.is_whole()
+}
+
+#[test]
+fn a_store_that_lost_both_identities_and_was_served_as_it_is_can_still_be_accepted() -> Result<()> {
+    let killed = Killed::new(FLUSHED)?;
+    for part in ["bookie/IDENTITY", "bookie/journal/IDENTITY"] {
+        std::fs::remove_file(killed.data().join(part))?;
+    }
+    let damaged = [&killed.args()[..], &["--serve-damaged"]].concat();
+    for _ in 0..2 {
+        let server = Standalone::start(&killed.data(), &damaged)?;
+        ensure!(server.request("GET", "/admin/v2/brokers/health")?.0 == 200, "no health");
+        server.kill()?;
+    }
+    let said = refused(&killed.data(), &killed.args())?;
+    says(&said, &["GM-4005", "accept-loss"])?;
+    let data = killed.data().display().to_string();
+    let accept = ["admin", "accept-loss", "--config", &killed.config, "--data-dir", &data, "--yes"];
+    let (good, told, error) = run(&accept)?;
+    ensure!(good, "{error}");
+    says(&told, &["the loss is accepted"])?;
+    killed.is_whole()
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_is_named_and_left_alone() -> Result<()> {
+    let killed = Killed::new(UNFLUSHED)?;
+    let journal = killed.files("bookie/journal", "jnl")?;
+    let first = journal.first().context("no journal file")?;
+    for part in
+        [Path::new("bookie/FORMAT"), "bookie/IDENTITY".as_ref(), "bookie/journal/IDENTITY".as_ref(), first]
+    {
+        killed.reset()?;
+        let path = killed.data().join(part);
+        std::fs::remove_file(&path)?;
+        std::fs::create_dir(&path)?;
+        let said = refused(&killed.data(), &killed.args())?;
+        ensure!(said.lines().count() == 1, "one line was wanted: {said}");
+        let named = path.to_str().context("a path of text")?;
+        says(&said, &["GM-6009", named, "a directory lies where a file belongs", "from a copy"])?;
+        std::fs::remove_dir(&path)?;
+        copy(&killed.kept().join(part), &path)?;
+        killed.is_whole().with_context(|| part.display().to_string())?;
+    }
+    Ok(())
 }

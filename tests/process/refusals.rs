@@ -1,12 +1,13 @@
 //! What a person reads when a start is refused: one line with a code, the file or setting it is about, and what to do next.
 
+use super::lifecycle::eventually;
 use super::{copy, says};
 use anyhow::{Context as _, Result, ensure};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::RealDisk;
 use geminga_common::metadata::redb::RedbStore;
 use geminga_common::tasks::TaskGroup;
-use geminga_tests::process::{Standalone, refused, refused_as, run};
+use geminga_tests::process::{Standalone, binary, refused, refused_as, run};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -166,6 +167,11 @@ fn a_configuration_file_is_checked_whole() -> Result<()> {
         ("[standalone]\nlog = 'info'\nhttp_port = \n", "GM-6005", &["line 3"]),
         ("[standalone.broker]\nledger_entries = 0\n", "GM-6004", &["ledger_entries"]),
         ("[standalone.bookie]\nflush_ms = 1\n", "GM-6004", &["flush_ms"]),
+        (
+            "[standalone.bookie]\njournal_file_size = '1 MiB'\n",
+            "GM-6004",
+            &["journal_file_size is 1048576 bytes", "5394432 are needed", "max_message_size"],
+        ),
         ("[standalone.bookie]\nid = 'a b'\n", "GM-6004", &["id is not a name"]),
     ];
     for (content, code, words) in table {
@@ -374,4 +380,30 @@ fn who_does_not_speak_the_protocol_is_named_with_a_reason_and_not_each_time() ->
     let lines: Vec<&str> = said.lines().filter(|line| line.contains("closed for what it sent")).collect();
     ensure!((1..=2).contains(&lines.len()), "{} lines for 20 strangers: {said}", lines.len());
     says(lines[0], &["INFO", &peers[0], "reason=malformed frame"])
+}
+
+#[test]
+fn a_start_that_waits_for_credentials_of_an_object_store_says_how_to_give_them() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (file, log) = (dir.path().join("geminga.toml"), dir.path().join("log"));
+    std::fs::write(&file, "[standalone.offload]\nurl = 's3://bucket/prefix'\n")?;
+    let data = dir.path().join("data");
+    let mut command = Command::new(binary()?);
+    command.args(["standalone", "--pulsar-port", "0", "--http-port", "0", "--log", "warn"]);
+    command.args(["--config", text(&file), "--data-dir", text(&data)]);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("AWS_") {
+            command.env_remove(name);
+        }
+    }
+    // Nothing listens on port 1: no machine has a role there.
+    command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").stdout(std::process::Stdio::null());
+    let mut child = command.stderr(std::fs::File::create(&log)?).spawn()?;
+    let said = || Ok(std::fs::read_to_string(&log)?.contains("GM-4009"));
+    let told = eventually(Duration::from_secs(20), said);
+    child.kill()?;
+    child.wait()?;
+    let log = std::fs::read_to_string(&log)?;
+    told.with_context(|| log.clone())?;
+    says(&log, &["s3://bucket/prefix", "No credentials are given", "AWS_ACCESS_KEY_ID"])
 }

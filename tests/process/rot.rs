@@ -62,7 +62,7 @@ fn a_flipped_bit_in_a_segment_is_named_in_the_log() -> Result<()> {
     let wait = stats["subscriptions"]["s"]["waitReason"].as_str().unwrap_or_default();
     ensure!(wait.contains("cannot be read now"), "consumers wait for something else: {wait:?}");
     ensure!(lines.len() == 1, "once, not {} times: {lines:?}", lines.len());
-    for word in ["offset=", "ledger=", "entry=", "does not check"] {
+    for word in ["GM-4005", "offset=", "ledger=", "entry=", "does not check"] {
         ensure!(lines[0].contains(word), "`{word}` is missing in {}", lines[0]);
     }
     Ok(())

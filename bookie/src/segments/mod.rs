@@ -14,6 +14,7 @@ pub(crate) use cache::BlockCache;
 use geminga_bookie_client::entry::Entry;
 use geminga_bookie_client::rpc::IdRange;
 use geminga_common::disk::{Disk, DiskFile, OpenMode};
+use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, LedgerId};
 use parking_lot::Mutex;
 pub(crate) use rebuild::rebuild;
@@ -166,7 +167,7 @@ impl Segment {
         if self.named.lock().insert(offset) {
             let file = self.path.display();
             tracing::warn!(
-                %file, offset, %ledger, entry = %first,
+                code = %Code::DATA_LOSS, %file, offset, %ledger, entry = %first,
                 "a block does not check: what it holds cannot be read here until repair or a copy brings it back"
             );
         }
@@ -228,7 +229,7 @@ impl Segment {
         let load = || {
             let footer = self.load();
             if footer.is_none() {
-                tracing::warn!(file = %self.path.display(), "a segment's footer does not check: nothing in it can be read");
+                tracing::warn!(code = %Code::DATA_LOSS, file = %self.path.display(), "a segment's footer does not check: nothing in it can be read");
             }
             footer.ok_or(Damaged)
         };

@@ -5,6 +5,7 @@ use crate::format::row::LedgerRow;
 use crate::format::segment::{Footer, TRAILER, footer_len};
 use crate::manifest::Content;
 use geminga_common::disk::{Disk, OpenMode};
+use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, LedgerId};
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +19,7 @@ pub(crate) fn rebuild(disk: &dyn Disk, dir: &Path) -> io::Result<Content> {
         let Some(id) = id_of(&name) else { continue };
         content.next_segment = content.next_segment.max(id + 2);
         let Some((row, footer)) = read(disk, dir, id) else {
-            tracing::warn!(name, "a segment's footer does not check: what it holds cannot be told");
+            tracing::warn!(code = %Code::DATA_LOSS, name, "a segment's footer does not check: what it holds cannot be told");
             continue;
         };
         for run in &footer.runs {

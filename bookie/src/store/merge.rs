@@ -11,6 +11,7 @@ use crate::mutant::{Mutant, active};
 use crate::segments::{Segment, SegmentRow, Writer, finish};
 use crate::shard::cost;
 use geminga_bookie_client::entry::Entry;
+use geminga_common::error::Code;
 use geminga_common::ids::LedgerId;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -83,7 +84,7 @@ impl Store {
             Ok(done) => done,
             Err(Stopped::Damaged(at)) => {
                 self.discard(id);
-                tracing::warn!(segment = inputs[at].row.id, "a segment does not check and is left as it is");
+                tracing::warn!(code = %Code::DATA_LOSS, segment = inputs[at].row.id, "a segment does not check and is left as it is");
                 inputs[at].unmergeable.store(true, Ordering::Relaxed);
                 let blocks = inputs[at].footer().map(|footer| &footer.blocks[..]).unwrap_or_default();
                 blocks.iter().for_each(|block| inputs[at].suspect(block.offset));

@@ -86,7 +86,17 @@ fn describe(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => {
             format!("permission is denied ({error}); look at owner, mode and attributes (lsattr)")
         }
-        _ => format!("the disk failed ({error}); look at the system's log"),
+        io::ErrorKind::IsADirectory => {
+            format!(
+                "a directory lies where a file belongs ({error}); move it away and put the file back from a copy"
+            )
+        }
+        io::ErrorKind::NotADirectory => {
+            format!(
+                "a file lies where a directory belongs ({error}); move it away and put the directory back from a copy"
+            )
+        }
+        _ => format!("the disk failed ({error}); look at that file and its disk, and at the system's log"),
     }
 }
 
@@ -437,8 +447,14 @@ impl Opening<'_> {
     fn identities(&self, format: &Format) -> io::Result<Vec<Identity>> {
         let found: Vec<Option<Identity>> =
             self.places.iter().map(|place| self.identity(place, format)).collect::<io::Result<_>>()?;
-        let incarnation =
-            found.iter().flatten().map(|identity| identity.incarnation).next().unwrap_or_else(|| {
+        let incarnation = found
+            .iter()
+            .flatten()
+            .map(|identity| identity.incarnation)
+            .next()
+            // Lost here: the one that others count on, so that they know it again as what it is, a store that lost data.
+            .or(self.config.known)
+            .unwrap_or_else(|| {
                 // Nobody can say which incarnation this was: it gets one that nobody relies on.
                 let mut rng = self.config.seed.map_or_else(Rng::from_system, |s| Rng::seeded(s ^ 1));
                 Incarnation(rng.next_u64() >> 1 | 1)

@@ -8,6 +8,7 @@ use super::Store;
 use crate::gc;
 use crate::manifest::{BadBlock, Change};
 use crate::segments::{Segment, SegmentSet};
+use geminga_common::error::Code;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -119,6 +120,7 @@ impl Store {
         }
         for block in &bad {
             tracing::error!(
+                code = %Code::DATA_LOSS,
                 file = %segment.path().display(),
                 offset = block.offset,
                 "a block does not check any more: its entries are lost here"

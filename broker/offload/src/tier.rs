@@ -92,7 +92,8 @@ impl Tier {
                 code = %error.code(),
                 store = config.place(),
                 %error,
-                "whether the object store is this cluster's cannot be checked now; it is before it is used"
+                "whether the object store is this cluster's cannot be checked now; it is before it is used{}",
+                store::wanting_credentials(config).unwrap_or_default()
             ),
         }
         let rng = Rng::from_system();

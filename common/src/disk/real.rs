@@ -53,11 +53,20 @@ fn named<T>(path: &Path, outcome: io::Result<T>) -> io::Result<T> {
 
 struct RealFile {
     file: File,
+    path: Box<Path>,
     aligned: bool,
 }
 
 fn open_flagged(path: &Path, write: bool, flags: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).custom_flags(flags.cast_signed()).open(path)
+}
+
+/// The system opens a directory for reading like a file; what it says of the first read depends on the file system.
+fn no_directory(file: File) -> io::Result<File> {
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+    }
+    Ok(file)
 }
 
 /// Opens with `DIRECT`, or without where the file system has none.
@@ -100,9 +109,9 @@ impl Disk for RealDisk {
             OpenMode::JournalDirect => open_direct(path, true, DSYNC),
             OpenMode::ReadDirect => open_direct(path, false, 0),
         };
-        let file = named(path, file)?;
+        let file = named(path, file.and_then(no_directory))?;
         let aligned = matches!(mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
-        Ok(Arc::new(RealFile { file, aligned }))
+        Ok(Arc::new(RealFile { file, path: path.into(), aligned }))
     }
 
     #[allow(clippy::disallowed_methods)] // this is the seam
@@ -152,36 +161,36 @@ impl RealFile {
 impl DiskFile for RealFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(buf, offset)?;
-        self.file.read_exact_at(buf, offset)
+        named(&self.path, self.file.read_exact_at(buf, offset))
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check(buf, offset)?;
-        self.file.write_all_at(buf, offset)
+        named(&self.path, self.file.write_all_at(buf, offset))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        named(&self.path, self.file.sync_data())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(named(&self.path, self.file.metadata())?.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        named(&self.path, self.file.set_len(len))
     }
 
     #[cfg(target_os = "linux")]
     fn allocate(&self, len: u64) -> io::Result<()> {
         // The room must be there: unlike the C library, nothing here falls back to writing zeros.
-        Ok(fallocate(&self.file, FallocateFlags::empty(), 0, len)?)
+        named(&self.path, fallocate(&self.file, FallocateFlags::empty(), 0, len).map_err(io::Error::from))
     }
 
     #[cfg(target_os = "linux")]
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.file, hole, offset, len)?)
+        named(&self.path, fallocate(&self.file, hole, offset, len).map_err(io::Error::from))
     }
 }
 
@@ -204,6 +213,15 @@ mod tests {
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         let error = RealDisk.create_dir_all(Path::new("/proc/geminga")).unwrap_err();
         assert!(error.to_string().contains("/proc/geminga"), "{error}");
+        for mode in [OpenMode::Read, OpenMode::ReadDirect, OpenMode::JournalDirect] {
+            let error = RealDisk.open(dir.path(), mode).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+            assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+        }
+        let opened = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
+        let error = opened.read_exact_at(&mut [0; 8], 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
 
     #[test]

@@ -100,7 +100,6 @@ impl Settings {
         let mut config = geminga_bookie::Config::new(id, dir, cluster);
         config.journal_in_flight = self.journal_in_flight;
         config.journal_file_size = self.journal_file_size.0;
-        config.journal_file_size_first = config.journal_file_size_first.min(self.journal_file_size.0);
         config.write_cache = usize::try_from(self.write_cache.0).context("write_cache is too large")?;
         config.flush_interval = Duration::from_millis(self.flush_ms);
         config.block_cache = usize::try_from(self.block_cache.0).context("block_cache is too large")?;
@@ -122,7 +121,28 @@ impl Settings {
         config.scrub_period = Duration::from_secs(self.scrub_days * 24 * 3600);
         // Whatever a producer may send must fit, with the metadata around it.
         config.entry_bytes_max = message_max + (64 << 10);
+        // Small, because a first start waits for it; but large messages make it larger.
+        let first = config.journal_file_size_first.max(config.journal_file_min());
+        config.journal_file_size_first = first.min(config.journal_file_size);
         config.validate()?;
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_journal_file_holds_whatever_the_others_hold() {
+        let mut settings = Settings { journal_file_size: ByteSize(128 << 20), ..Settings::default() };
+        let config = settings.config("/d".into(), "c", 64 << 20).unwrap();
+        assert_eq!(config.journal_file_size_first, config.journal_file_min());
+        settings.journal_file_size = ByteSize(32 << 20);
+        assert_eq!(settings.config("/d".into(), "c", 5 << 20).unwrap().journal_file_size_first, 8 << 20);
+        let refused = settings.config("/d".into(), "c", 64 << 20).unwrap_err().to_string();
+        for word in ["GM-6004", "journal_file_size is 33554432 bytes", "are needed", "max_message_size"] {
+            assert!(refused.contains(word), "`{word}` is missing in {refused}");
+        }
     }
 }

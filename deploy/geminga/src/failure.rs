@@ -37,6 +37,14 @@ pub(crate) fn disk(error: &io::Error, doing: &str, path: &Path) -> anyhow::Error
             Code::DATA_DIRECTORY_UNUSABLE,
             "it cannot be written: is the file system read-only, or are owner, mode or attributes (lsattr) against it?",
         ),
+        io::ErrorKind::IsADirectory => (
+            Code::DATA_DIRECTORY_UNUSABLE,
+            "a directory lies where a file belongs; move it away and put the file back from a copy",
+        ),
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => (
+            Code::DATA_DIRECTORY_UNUSABLE,
+            "something else lies where a directory belongs; move it away, or pass another --data-dir",
+        ),
         _ => (Code::DATA_DIRECTORY_UNUSABLE, "it cannot be used; look at the path and its disk"),
     };
     coded(code, format_args!("{doing} {}: {help} ({error})", path.display()))

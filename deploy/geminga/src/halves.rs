@@ -18,6 +18,7 @@
 //! | a record | the same, started less often | refused: an older copy of the store |
 //! | a record | the same | the usual start |
 //! | a record | one that was this incarnation, and accepted what that one lost | the first start after an acceptance |
+//! | a record | one whose identities are all gone | opened as one that lost data, of the incarnation that the record names |
 //! | a record of another name | | refused: the bookie's name was changed |
 //!
 //! Metadata that went back in time together with nothing else are not noticed: a start that was cut short before the record leaves the

@@ -171,6 +171,7 @@ pub(crate) async fn offline(
     let lock = lock(disk.as_ref(), &dir)?;
     let (metadata, halves, checked) =
         open_metadata(&settings, &disk, &SystemClock::shared(), &dir, tasks).await?;
+    settings.known = Halves::counted_on(&checked);
     Ok(Offline { dir, settings, metadata, halves, checked, lock })
 }
 
@@ -210,7 +211,7 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
 
 /// Opens metadata and store, if they belong together.
 async fn open_halves(
-    settings: geminga_bookie::Config,
+    mut settings: geminga_bookie::Config,
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
     dir: &Path,
@@ -218,6 +219,7 @@ async fn open_halves(
 ) -> anyhow::Result<(Arc<dyn MetadataStore>, Bookie)> {
     let store_path = settings.data_dir.clone();
     let (metadata, halves, checked) = open_metadata(&settings, disk, clock, dir, tasks).await?;
+    settings.known = Halves::counted_on(&checked);
     let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
         .map_err(|error| store_failure(&error, &store_path))?;
     halves.register(&*metadata, checked, &bookie).await?;

@@ -14,7 +14,7 @@ use crate::config::{Config, shown};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
@@ -85,6 +85,28 @@ struct Uploads {
 struct UnderWay {
     key: String,
     upload_id: String,
+}
+
+/// What a store waits for to which the environment gives no credentials; `None` when something there does.
+pub(super) fn wanting_credentials() -> Option<String> {
+    without_credentials(&AmazonS3Builder::from_env())
+}
+
+fn without_credentials(builder: &AmazonS3Builder) -> Option<String> {
+    use AmazonS3ConfigKey as Key;
+    let ways = [
+        Key::AccessKeyId,
+        Key::WebIdentityTokenFile,
+        Key::ContainerCredentialsRelativeUri,
+        Key::ContainerCredentialsFullUri,
+    ];
+    let unsigned = builder.get_config_value(&Key::SkipSignature).is_some_and(|skip| skip == "true");
+    let given = unsigned || ways.iter().any(|key| builder.get_config_value(key).is_some());
+    (!given).then(|| {
+        ". No credentials are given, so the machine's own role is asked for, at 169.254.169.254. On a machine without one set \
+         AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, in the server's environment"
+            .to_owned()
+    })
 }
 
 impl S3 {
@@ -351,5 +373,18 @@ mod tests {
         assert!(none.upload.is_empty() && !none.is_truncated);
         assert_eq!(code(b"<Error><Code>SlowDown</Code><Message>m</Message></Error>"), "SlowDown");
         assert_eq!(code(b"<html>"), "");
+    }
+
+    #[test]
+    fn who_gives_no_credentials_is_told_what_is_waited_for_and_how_to_give_them() {
+        let said = without_credentials(&AmazonS3Builder::new()).unwrap();
+        for word in ["169.254.169.254", "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"] {
+            assert!(said.contains(word), "`{word}` is missing in {said}");
+        }
+        let given = AmazonS3Builder::new().with_access_key_id("a").with_secret_access_key("b");
+        assert_eq!(without_credentials(&given), None);
+        let file = AmazonS3Builder::new().with_config(AmazonS3ConfigKey::WebIdentityTokenFile, "/token");
+        assert_eq!(without_credentials(&file), None);
+        assert_eq!(without_credentials(&AmazonS3Builder::new().with_skip_signature(true)), None);
     }
 }

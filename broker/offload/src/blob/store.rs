@@ -1,7 +1,7 @@
 //! Real stores, chosen by URL: `s3://bucket/prefix` and `file:///directory`; and what they have in common.
 
 use super::directory::Directory;
-use super::s3::S3;
+use super::s3::{self, S3};
 use super::{Answer, BlobError, Blobs, Listed, SMALL_MAX};
 use crate::config::{Config, shown};
 use bytes::Bytes;
@@ -37,6 +37,11 @@ pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, Se
         Some(path) => Ok(Arc::new(Directory::open(path, clock))),
         None => Err(SetUpError::Url(shown(url))),
     }
+}
+
+/// What to add when a store does not answer, if its credentials may be the reason; goes on after the text.
+pub(crate) fn wanting_credentials(config: &Config) -> Option<String> {
+    config.url.starts_with("s3://").then(s3::wanting_credentials).flatten()
 }
 
 pub(super) fn blob_error(key: &str, error: object_store::Error) -> BlobError {
