@@ -78,6 +78,9 @@ pub struct Config {
     /// The incarnation that others count on. A store that lost every copy of its identity keeps it, as one that lost data, instead of
     /// taking one by which nobody would know it again. `None`: nobody counts on one, or whoever does copes with another.
     pub known: Option<geminga_common::ids::Incarnation>,
+    /// Starts that others know of: a store that lost every copy of its identity counts on from there, so that it is not taken for an older
+    /// copy of itself. Default 0.
+    pub known_boot: u64,
     /// Seed of the identity of a fresh store; `None` takes the system's randomness.
     pub seed: Option<u64>,
 }
@@ -125,6 +128,7 @@ impl Config {
             refuse_losses: false,
             only_copy: false,
             known: None,
+            known_boot: 0,
             seed: None,
         }
     }

@@ -224,3 +224,23 @@ async fn a_store_that_was_served_damaged_can_still_be_accepted_as_it_is() {
     assert_eq!(server.read(&was, LEDGER, 30, 30).await, ReadAnswer::Lost { last: EntryId(30) }, "who knows");
     server.stop().await;
 }
+
+/// Metadata take a store with fewer starts than they know of for an older copy: one that lost its count twice must not look like that.
+#[tokio::test]
+async fn starts_are_counted_on_from_what_others_know() {
+    let disk = SimDisk::new();
+    let mut known = stored(&disk).await.incarnation;
+    let mut starts = 1;
+    for _ in 0..3 {
+        lose(&disk, Path::new("/d/IDENTITY"));
+        lose(&disk, Path::new("/d/journal/IDENTITY"));
+        let config = Config { known: Some(known), known_boot: starts, ..config() };
+        let accepted =
+            accept_loss(config, Arc::new(disk.clone()), SystemClock::shared(), Some(known)).unwrap();
+        let server = Server::start(&disk).unwrap();
+        assert_eq!(server.bookie.incarnation(), accepted.incarnation);
+        assert!(server.bookie.boot() > starts, "{} starts, {starts} are known", server.bookie.boot());
+        (known, starts) = (accepted.incarnation, server.bookie.boot());
+        server.stop().await;
+    }
+}

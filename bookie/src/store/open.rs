@@ -470,7 +470,7 @@ impl Opening<'_> {
             None => Identity {
                 store: format.store,
                 incarnation,
-                boot: 1 << 20,
+                boot: self.config.known_boot.max(1 << 20),
                 data_loss: true,
                 journaled: true,
                 shard: place.shard,

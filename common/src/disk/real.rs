@@ -61,12 +61,18 @@ fn open_flagged(path: &Path, write: bool, flags: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).custom_flags(flags.cast_signed()).open(path)
 }
 
-/// The system opens a directory for reading like a file; what it says of the first read depends on the file system.
-fn no_directory(file: File) -> io::Result<File> {
-    if file.metadata()?.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+/// What is there, if anything is, has to be a file. The system opens a directory for reading like one, and what it says of the first
+/// read depends on the file system; opening a pipe waits for whoever writes to it.
+fn is_file(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")),
+        Ok(there) if !there.is_file() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is a device, a pipe or a socket, and no file",
+        )),
+        // Opening it says what is wrong.
+        _ => Ok(()),
     }
-    Ok(file)
 }
 
 /// Opens with `DIRECT`, or without where the file system has none.
@@ -96,7 +102,9 @@ impl Disk for RealDisk {
         Ok(names)
     }
 
+    #[allow(clippy::disallowed_methods)] // this is the seam
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        named(path, is_file(path))?;
         let file = match mode {
             OpenMode::Read => open_flagged(path, false, 0),
             OpenMode::ReadWrite => open_flagged(path, true, 0),
@@ -109,7 +117,7 @@ impl Disk for RealDisk {
             OpenMode::JournalDirect => open_direct(path, true, DSYNC),
             OpenMode::ReadDirect => open_direct(path, false, 0),
         };
-        let file = named(path, file.and_then(no_directory))?;
+        let file = named(path, file)?;
         let aligned = matches!(mode, OpenMode::CreateDirect | OpenMode::JournalDirect | OpenMode::ReadDirect);
         Ok(Arc::new(RealFile { file, path: path.into(), aligned }))
     }
@@ -218,6 +226,10 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
             assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
         }
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let error = RealDisk.open(&pipe, OpenMode::Read).err().unwrap();
+        assert!(error.to_string().contains("no file"), "{error}");
         let opened = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
         let error = opened.read_exact_at(&mut [0; 8], 0).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);

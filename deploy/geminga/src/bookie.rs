@@ -149,7 +149,7 @@ impl Config {
 async fn run(config: Config) -> anyhow::Result<()> {
     let mut told = process::Stop::listen()?;
     let tasks = TaskGroup::new();
-    let dir = std::path::absolute(&config.data_dir)?;
+    let dir = process::absolute(&config.data_dir)?;
     let node = config.node(&dir)?;
     let metadata = metadata::open(&config.metadata, &tasks).await?;
     let parts = node::Parts { metadata, disk: RealDisk::shared(), clock: SystemClock::shared() };

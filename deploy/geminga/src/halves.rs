@@ -131,6 +131,14 @@ impl Halves {
         }
     }
 
+    /// Starts of the store that metadata know of.
+    pub(crate) fn starts_known(checked: &Checked) -> u64 {
+        match &checked.known {
+            Known::Record(record) => record.boot,
+            _ => 0,
+        }
+    }
+
     /// Before the store is opened: whether it is the one that metadata count on.
     pub(crate) async fn check(&self, metadata: &dyn MetadataStore, store: &Whose) -> Result<Checked> {
         let checked = self.look(metadata).await?;

@@ -8,7 +8,7 @@ use geminga_common::error::{Code, Coded as _};
 use geminga_common::tasks::TaskGroup;
 use serde::{Serialize, de::DeserializeOwned};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -18,6 +18,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
 /// How long tasks may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A directory of the settings, from the root on.
+pub(crate) fn absolute(dir: &Path) -> anyhow::Result<PathBuf> {
+    let refused = |error| {
+        let shown = dir.display();
+        failure::coded(
+            Code::CONFIG_INVALID,
+            format_args!("the data directory \"{shown}\" cannot be used ({error}); name one"),
+        )
+    };
+    std::path::absolute(dir).map_err(refused)
+}
 
 /// Settings of a role: flags beat the environment, which beats the table of that name in the file, which beats defaults.
 pub(crate) fn load<T: Default + Serialize + DeserializeOwned, const N: usize>(

@@ -119,7 +119,7 @@ pub(crate) fn storage(
 ) -> anyhow::Result<Storage> {
     let dir = data_dir.map(|path| path.to_string_lossy().into_owned().into());
     let config: Config = process::load("standalone", file, [("data_dir", dir)])?;
-    let dir = std::path::absolute(&config.data_dir)?;
+    let dir = process::absolute(&config.data_dir)?;
     let path = dir.join("metadata.redb");
     // Opening would make one.
     anyhow::ensure!(
@@ -152,7 +152,7 @@ pub(crate) async fn offline(
 ) -> anyhow::Result<Offline> {
     let data_dir = data_dir.map(|path| path.to_string_lossy().into_owned().into());
     let config: Config = process::load("standalone", file, [("data_dir", data_dir)])?;
-    let dir = std::path::absolute(&config.data_dir)?;
+    let dir = process::absolute(&config.data_dir)?;
     // Opening would make them.
     if !dir.join("metadata.redb").exists() {
         return Err(failure::coded(
@@ -172,11 +172,12 @@ pub(crate) async fn offline(
     let (metadata, halves, checked) =
         open_metadata(&settings, &disk, &SystemClock::shared(), &dir, tasks).await?;
     settings.known = Halves::counted_on(&checked);
+    settings.known_boot = Halves::starts_known(&checked);
     Ok(Offline { dir, settings, metadata, halves, checked, lock })
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let dir = std::path::absolute(&config.data_dir)?;
+    let dir = process::absolute(&config.data_dir)?;
     run_in(config, &dir).await.map_err(|error| failure::explain(error, &dir))
 }
 
@@ -220,6 +221,7 @@ async fn open_halves(
     let store_path = settings.data_dir.clone();
     let (metadata, halves, checked) = open_metadata(&settings, disk, clock, dir, tasks).await?;
     settings.known = Halves::counted_on(&checked);
+    settings.known_boot = Halves::starts_known(&checked);
     let bookie = Bookie::open(settings, disk.clone(), clock.clone(), tasks)
         .map_err(|error| store_failure(&error, &store_path))?;
     halves.register(&*metadata, checked, &bookie).await?;
