@@ -95,7 +95,7 @@ fn lose(disk: &SimDisk, path: &Path) {
     disk.sync_dir(path.parent().unwrap()).unwrap();
 }
 
-fn accept(disk: &SimDisk, known: Option<Incarnation>) -> Result<Incarnation, OpenError> {
+fn accept(disk: &SimDisk, known: &[Incarnation]) -> Result<Incarnation, OpenError> {
     let accepted = accept_loss(config(), Arc::new(disk.clone()), SystemClock::shared(), known)?;
     assert!(!accepted.lost.is_empty());
     Ok(accepted.incarnation)
@@ -121,7 +121,7 @@ async fn a_hole_reads_as_lost_for_those_who_count_on_what_was_and_takes_nothing(
     let was = stored(&disk).await;
     lose(&disk, &segments(&disk)[0]);
     assert!(matches!(Server::start(&disk), Err(OpenError::Lost(_))));
-    let is = accept(&disk, Some(was.incarnation)).unwrap();
+    let is = accept(&disk, &[was.incarnation]).unwrap();
     let server = Server::start(&disk).unwrap();
     assert_ne!(is, was.incarnation);
     assert_eq!((server.bookie.incarnation(), *server.bookie.health().borrow()), (is, Health::Serving));
@@ -154,7 +154,7 @@ async fn a_hole_reads_as_lost_for_those_who_count_on_what_was_and_takes_nothing(
     let stranger = BookieRef { incarnation: Incarnation(77), ..was.clone() };
     assert_eq!(server.read(&stranger, LEDGER, 10, 10).await, ReadAnswer::Unknown(Doubt::WrongIncarnation));
     server.stop().await;
-    assert!(matches!(accept(&disk, None), Err(OpenError::NotLost)), "it is accepted");
+    assert!(matches!(accept(&disk, &[]), Err(OpenError::NotLost)), "it is accepted");
 }
 
 #[tokio::test]
@@ -162,11 +162,11 @@ async fn a_second_loss_is_one_of_everything_before_and_the_first_is_remembered()
     let disk = SimDisk::new();
     let first = stored(&disk).await;
     lose(&disk, &segments(&disk)[0]);
-    let second = accept(&disk, Some(first.incarnation)).unwrap();
+    let second = accept(&disk, &[first.incarnation]).unwrap();
     lose(&disk, Path::new("/d/manifest.redb"));
     // The manifest says how many losses are to be told, and the one record that is left tells them.
     lose(&disk, Path::new("/d/LOSSES"));
-    let third = accept(&disk, Some(first.incarnation)).unwrap();
+    let third = accept(&disk, &[first.incarnation]).unwrap();
     assert!(third != second && third != first.incarnation);
     let server = Server::start(&disk).unwrap();
     let former: Vec<Incarnation> =
@@ -216,7 +216,7 @@ async fn a_store_that_was_served_damaged_can_still_be_accepted_as_it_is() {
     tasks.stop();
     drop(bookie);
     tasks.join(Duration::from_secs(5)).await;
-    let is = accept(&disk, Some(was.incarnation)).unwrap();
+    let is = accept(&disk, &[was.incarnation]).unwrap();
     let server = Server::start(&disk).unwrap();
     assert_eq!((server.bookie.incarnation(), *server.bookie.health().borrow()), (is, Health::Serving));
     let ReadAnswer::Found(found) = server.read(&was, LEDGER, 0, 29).await else { panic!("all is there") };
@@ -235,8 +235,7 @@ async fn starts_are_counted_on_from_what_others_know() {
         lose(&disk, Path::new("/d/IDENTITY"));
         lose(&disk, Path::new("/d/journal/IDENTITY"));
         let config = Config { known: Some(known), known_boot: starts, ..config() };
-        let accepted =
-            accept_loss(config, Arc::new(disk.clone()), SystemClock::shared(), Some(known)).unwrap();
+        let accepted = accept_loss(config, Arc::new(disk.clone()), SystemClock::shared(), &[known]).unwrap();
         let server = Server::start(&disk).unwrap();
         assert_eq!(server.bookie.incarnation(), accepted.incarnation);
         assert!(server.bookie.boot() > starts, "{} starts, {starts} are known", server.bookie.boot());

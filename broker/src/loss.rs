@@ -112,31 +112,36 @@ pub async fn survey(
         let (state, _) = record::decode(&stored.value).map_err(failed)?;
         let owner = keys.topic_of_key(&stored.key).map_or(stored.key.clone(), |name| name.to_string());
         let on_bookies = state.segments().iter().filter(|segment| segment.offload.on_bookies());
-        let closed: Vec<&ClosedLedger> = on_bookies.map(|segment| segment.ledger()).collect();
+        // What the object store has as well is read from there.
+        let closed: Vec<Held<'_>> =
+            on_bookies.map(|segment| (segment.ledger(), segment.offload.object().is_some())).collect();
         let open = state.open().map(|open| open.id);
         all.extend(look(store, keys, (owner, false), (&closed, open), me, left).await?);
     }
     for stored in list_all(store, &keys.all_cursor_logs_prefix()).await? {
         let failed = |error: ChainError| SurveyError::Record(stored.key.clone(), error.to_string());
         let chain = Chain::decode(&stored.value).map_err(failed)?;
-        let closed: Vec<&ClosedLedger> = chain.closed.iter().collect();
+        let closed: Vec<Held<'_>> = chain.closed.iter().map(|ledger| (ledger, false)).collect();
         all.extend(look(store, keys, (stored.key.clone(), true), (&closed, chain.open), me, left).await?);
     }
     Ok(all)
 }
 
+/// A closed ledger that bookies hold, and whether the object store does as well.
+type Held<'l> = (&'l ClosedLedger, bool);
+
 async fn look(
     store: &dyn MetadataStore,
     keys: &Keys,
     (owner, cursors): (String, bool),
-    (closed, open): (&[&ClosedLedger], Option<LedgerId>),
+    (closed, open): (&[Held<'_>], Option<LedgerId>),
     me: &(dyn Fn(&BookieRef) -> bool + Sync),
     left: &(dyn Left + Sync),
 ) -> Result<Option<OwnerLoss>, SurveyError> {
     let mut ledgers = Vec::new();
-    for ledger in closed {
+    for (ledger, elsewhere) in closed {
         alone(ledger.id, &ledger.fragments, me)?;
-        let Some(last) = ledger.last else { continue };
+        let Some(last) = ledger.last.filter(|_| !elsewhere) else { continue };
         let ids = IdRange { first: EntryId(0), last };
         let lost = gaps(ids, &left.left(ledger.id, ids));
         if !lost.is_empty() {

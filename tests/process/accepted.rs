@@ -258,3 +258,29 @@ fn a_bookie_of_a_cluster_has_nothing_to_accept() -> Result<()> {
     ensure!(!good, "it was accepted");
     says(&error, &["GM-6014", "copies of others"])
 }
+
+/// Ledgers keep naming the store as it was before each loss: an acceptance that has lost the memory of those before learns of them from
+/// metadata, and starts are counted on from what metadata know.
+#[test]
+fn losing_what_told_of_a_loss_or_every_identity_again_and_again_shuts_nothing() -> Result<()> {
+    let killed = Killed::new(FLUSHED)?;
+    let identities = ["bookie/IDENTITY", "bookie/journal/IDENTITY"];
+    let memory = ["bookie/LOSSES", "bookie/journal/LOSSES"];
+    for parts in [&["bookie/manifest.redb"][..], &memory, &identities, &memory, &identities] {
+        for part in parts {
+            std::fs::remove_file(killed.data().join(part)).with_context(|| (*part).to_owned())?;
+        }
+        says(&refused(&killed.data(), &killed.args())?, &["GM-4005", "accept-loss"])?;
+        let (good, accepted, error) = killed.accept(true)?;
+        ensure!(good, "{parts:?}: {accepted}{error}");
+        for _ in 0..2 {
+            let server = Standalone::start(&killed.data(), &killed.args())
+                .with_context(|| format!("after {parts:?} were lost and that was accepted"))?;
+            let fresh = format!("fresh-{}", std::process::id());
+            let all: Vec<u64> = consume(&server, &fresh)?.into_iter().map(|(number, _)| number).collect();
+            ensure!(all == (0..2 * MESSAGES).collect::<Vec<_>>(), "{parts:?}: {} are left", all.len());
+            server.kill()?;
+        }
+    }
+    Ok(())
+}

@@ -442,7 +442,7 @@ pub fn promote(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Re
 }
 
 /// Accepts the loss of a store that has the only copy: it goes on with what is left, under a new incarnation. The store must not be open;
-/// afterwards it opens and serves. `known`: the incarnation that metadata count on. Blocks on the disk.
+/// afterwards it opens and serves. `known`: incarnations that metadata name. Blocks on the disk.
 ///
 /// # Errors
 /// [`OpenError::NotLost`] when nothing was lost, and those of opening.
@@ -450,7 +450,7 @@ pub fn accept_loss(
     config: Config,
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
-    known: Option<Incarnation>,
+    known: &[Incarnation],
 ) -> Result<Accepted, OpenError> {
     crate::store::accept(config, disk, clock, known)
 }

@@ -99,8 +99,8 @@ pub(crate) fn read(disk: &dyn Disk, places: &[Place], store: u64) -> io::Result<
     Ok(best)
 }
 
-/// Accepts the loss of a store that is not open; it can be opened afterwards and serves. `known`: the incarnation that others count on,
-/// where the store may not know it any more.
+/// Accepts the loss of a store that is not open; it can be opened afterwards and serves. `known`: incarnations that others count
+/// on, where the store may not know them any more.
 ///
 /// # Errors
 /// [`OpenError::NotLost`] when nothing was lost, and those of opening.
@@ -108,7 +108,7 @@ pub(crate) fn accept(
     config: Config,
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
-    known: Option<Incarnation>,
+    known: &[Incarnation],
 ) -> Result<Accepted, OpenError> {
     let mut rng = config.seed.map_or_else(Rng::from_system, |seed| Rng::seeded(seed ^ 3));
     let (stores, lost) = open_for(Purpose::Accept, config, disk, clock)?;
@@ -125,11 +125,11 @@ pub(crate) fn accept(
 }
 
 /// All acceptances with this one. One that was cut short has named its incarnation already, and may have seen more than is to be seen now.
-fn record(stores: &[Store], lost: &[Lost], known: Option<Incarnation>) -> Vec<AcceptedLoss> {
+fn record(stores: &[Store], lost: &[Lost], known: &[Incarnation]) -> Vec<AcceptedLoss> {
     let Some(first) = stores.first() else { return Vec::new() };
     let mut all = first.accepted.to_vec();
     let at_ms = first.clock.wall_ms();
-    for incarnation in known.into_iter().chain([first.incarnation]) {
+    for incarnation in known.iter().copied().chain([first.incarnation]) {
         if !all.iter().any(|loss| loss.incarnation == incarnation) {
             all.push(AcceptedLoss { incarnation, at_ms, ledgers: Vec::new(), lines: Vec::new() });
         }

@@ -156,7 +156,8 @@ fn incarnation(disk: &SimDisk, run: &Recorded) -> Option<Incarnation> {
 
 fn accept(disk: &SimDisk, run: &Recorded) -> Result<Accepted, OpenError> {
     // As a standalone, whose metadata know which store it was.
-    accept_loss(run.config.clone(), on(disk), clock(), incarnation(&run.end.crash(&Crash::Kept), run))
+    let known = incarnation(&run.end.crash(&Crash::Kept), run);
+    accept_loss(run.config.clone(), on(disk), clock(), known.as_slice())
 }
 
 /// A store with the only copy is lost or accepted, nothing between: it is refused until the acceptance has ended, and then serves as one

@@ -3,7 +3,7 @@
 
 use crate::cli::AcceptLossArgs;
 use crate::failure;
-use crate::halves::{Checked, Halves};
+use crate::halves::Halves;
 use crate::standalone::Offline;
 use anyhow::Context as _;
 use geminga_bookie::{Config, OpenError, View, accept_loss, view_loss};
@@ -12,9 +12,11 @@ use geminga_broker::loss::{Left, OwnerLoss, survey};
 use geminga_common::clock::SystemClock;
 use geminga_common::disk::{Disk, RealDisk};
 use geminga_common::error::{Code, Coded as _};
-use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::ids::{EntryId, Incarnation, LedgerId};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::tasks::TaskGroup;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,16 +34,34 @@ impl Left for OfView<'_> {
     }
 }
 
+/// Of which nothing can be looked at.
+struct Untold;
+
+impl Left for Untold {
+    fn left(&self, _: LedgerId, ids: IdRange) -> Vec<IdRange> {
+        vec![ids]
+    }
+
+    fn tail(&self, _: LedgerId) -> (Option<EntryId>, Option<EntryId>) {
+        (None, None)
+    }
+}
+
+/// Incarnations of the store that ledgers in metadata name. `LOSSES` has to name all of them, also those of acceptances of which it told
+/// once and was lost itself: who counts on one that nobody knows would wait for ever.
+type Named = Mutex<BTreeSet<Incarnation>>;
+
 /// Tells what is lost; accepts it with `--yes`.
 pub(crate) async fn main(args: AcceptLossArgs) -> anyhow::Result<()> {
     let tasks = TaskGroup::new();
     let data_dir = args.data_dir.as_deref();
     let Offline { dir, settings, metadata, halves, checked, lock } =
         crate::standalone::offline(args.config.as_deref(), data_dir, &tasks).await?;
-    let told = tell(&settings, &halves, &checked, &*metadata, &dir).await;
+    let named: Named = Mutex::new(Halves::counted_on(&checked).into_iter().collect());
+    let told = tell(&settings, &halves, &named, &*metadata, &dir).await;
     let outcome = match told {
         Ok(false) => Ok(()),
-        Ok(true) if args.yes => accept(settings, &checked, &dir),
+        Ok(true) if args.yes => accept(settings, &named, &dir),
         Ok(true) => say(
             "nothing was changed. Is there a copy as new as the rest? Put the files back from it. Is there none? The same command with \
              --yes accepts the loss, for good",
@@ -65,7 +85,7 @@ fn disk() -> Arc<dyn Disk> {
 async fn tell(
     settings: &Config,
     halves: &Halves,
-    checked: &Checked,
+    named: &Named,
     metadata: &dyn MetadataStore,
     dir: &Path,
 ) -> anyhow::Result<bool> {
@@ -75,6 +95,7 @@ async fn tell(
             return Ok(false);
         }
         Err(OpenError::Lost(losses)) => {
+            owners(halves, named, metadata, &Untold).await?;
             losses.0.iter().try_for_each(|lost| say(&format!("lost: {}", lost.line())))?;
             say("what was in it cannot be told before the loss is accepted")?;
             return Ok(true);
@@ -84,11 +105,7 @@ async fn tell(
         }
     };
     view.lost.iter().try_for_each(|lost| say(&format!("lost: {}", lost.line())))?;
-    let me = |member: &BookieRef| member.id == halves.id;
-    let owners = survey(metadata, &halves.keys, &me, &OfView(&view)).await.map_err(|error| {
-        let text = format!("telling what is lost of the store in {}: {error}", halves.store_path.display());
-        failure::coded(error.code(), text)
-    })?;
+    let owners = owners(halves, named, metadata, &OfView(&view)).await?;
     owners.iter().try_for_each(|owner| say(&owner.to_string()))?;
     let (cursors, topics): (Vec<&OwnerLoss>, Vec<&OwnerLoss>) =
         owners.iter().partition(|owner| owner.cursors);
@@ -103,15 +120,36 @@ async fn tell(
              of each topic keeps everything until it is deleted",
         )?;
     }
-    if let Some(known) = Halves::counted_on(checked) {
+    if let Some(known) = settings.known {
         say(&format!("the store was incarnation {known}; it gets a new one"))?;
     }
     Ok(true)
 }
 
-fn accept(settings: Config, checked: &Checked, dir: &Path) -> anyhow::Result<()> {
+/// What owners of ledgers lost; takes in which incarnations their ledgers name.
+async fn owners(
+    halves: &Halves,
+    named: &Named,
+    metadata: &dyn MetadataStore,
+    left: &(dyn Left + Sync),
+) -> anyhow::Result<Vec<OwnerLoss>> {
+    let me = |member: &BookieRef| {
+        let mine = member.id == halves.id;
+        if mine {
+            named.lock().insert(member.incarnation);
+        }
+        mine
+    };
+    survey(metadata, &halves.keys, &me, left).await.map_err(|error| {
+        let text = format!("telling what is lost of the store in {}: {error}", halves.store_path.display());
+        failure::coded(error.code(), text)
+    })
+}
+
+fn accept(settings: Config, named: &Named, dir: &Path) -> anyhow::Result<()> {
     let path = settings.data_dir.clone();
-    let accepted = accept_loss(settings, disk(), SystemClock::shared(), Halves::counted_on(checked));
+    let known: Vec<Incarnation> = named.lock().iter().copied().collect();
+    let accepted = accept_loss(settings, disk(), SystemClock::shared(), &known);
     let accepted =
         accepted.map_err(|error| failure::about(&error, "accepting the loss of the store in", &path))?;
     say(&format!(
