@@ -368,3 +368,35 @@ async fn a_bad_block_is_found_by_the_scrub_and_answers_unknown() {
     tasks.stop();
     assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
 }
+
+/// A stop that comes while a thread looks at something must not be slept over.
+#[tokio::test]
+async fn stopping_is_heard_whenever_it_comes() {
+    let disk = SimDisk::new();
+    for round in 0..100 {
+        let tasks = TaskGroup::new();
+        let small = Config {
+            entry_bytes_max: 8 << 10,
+            control_reserve: 8 << 10,
+            journal_file_size: 64 << 10,
+            journal_file_size_first: 64 << 10,
+            batch_bytes: 12 << 10,
+            write_cache: 64 << 10,
+            ballast: 0,
+            shards: 16,
+            ..Config::new(BookieId::new("b1").unwrap(), "/d".into(), "c")
+        };
+        let bookie = Bookie::open(small, Arc::new(disk.clone()), SystemClock::shared(), &tasks).unwrap();
+        let rpc = InProcess::new([bookie.clone()]);
+        let node = Node { to: rpc.refs().remove(0), rpc, bookie, tasks };
+        // What was written sets the flushers' deadlines: they look while the stop comes.
+        let told: Vec<_> =
+            (0..16).map(|shard| node.send(shard + 16, 1, vec![entry(shard + 16, round, 100)])).collect();
+        for told in told {
+            told.await.unwrap().unwrap();
+        }
+        let Node { tasks, .. } = node;
+        tasks.stop();
+        assert_eq!(tasks.join(Duration::from_secs(10)).await, Vec::<String>::new(), "round {round}");
+    }
+}

@@ -97,10 +97,15 @@ impl Core {
         let mut background = self.background.lock();
         let mut retry_at = None;
         while !background.stop {
+            background.flush_armed = false;
             let (due, full) = MutexGuard::unlocked(&mut background, || {
                 let shard = self.store.shard.lock();
                 (shard.flush_due(), shard.status == Status::DiskFull)
             });
+            // Whoever said so in between woke nobody.
+            if background.stop || background.flush_armed {
+                continue;
+            }
             let now = self.store.clock.mono();
             // A full disk is asked again now and then, whatever waits.
             let retry = full.then(|| *retry_at.get_or_insert(now + FULL_RETRY));
