@@ -1,35 +1,17 @@
 //! Files of a data directory that are lost while the server is stopped: the start is refused, names what is missing and changes nothing, so
 //! that the file, put back, makes everything whole again.
 
+use super::killed::{FLUSHED, Killed, UNFLUSHED};
 use super::{copy, says};
 use anyhow::{Context as _, Result, ensure};
 use geminga_tests::process::{Standalone, refused, run};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const MESSAGES: u64 = 4000;
-/// Everything is flushed to segments soon.
-const FLUSHED: &str = "write_cache = '1 MiB'\nflush_ms = 100\n";
-/// Nothing is: all of it lies in journal files.
-const UNFLUSHED: &str = "write_cache = '64 MiB'\nflush_ms = 600000\n";
-
-/// A data directory of a server that was killed, a copy of it, and the settings it ran with.
-struct Killed {
-    dir: tempfile::TempDir,
-    config: String,
-}
 
 impl Killed {
     fn new(settings: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let file = dir.path().join("small.toml");
-        std::fs::write(
-            &file,
-            format!(
-                "[standalone.bookie]\njournal_file_size = '1 MiB'\ndisk_reserve = '1 MiB'\n{settings}\
-                 [standalone.broker]\nmax_message_size = '64 KiB'\n"
-            ),
-        )?;
-        let killed = Self { dir, config: file.to_str().context("a path of text")?.to_owned() };
+        let killed = Self::with(settings, "")?;
         let server = Standalone::start(&killed.data(), &killed.args())?;
         let made = server.request("PUT", "/admin/v2/persistent/public/default/kept/subscription/s")?;
         ensure!(made.0 == 204, "{made:?}");
@@ -37,39 +19,8 @@ impl Killed {
         server.perf(&["produce", "--topic", "kept", "--messages", &count, "--rate", "0", "--no-batch"])?;
         std::thread::sleep(std::time::Duration::from_millis(500));
         server.kill()?;
-        copy(&killed.data(), &killed.kept())?;
+        killed.keep()?;
         Ok(killed)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn kept(&self) -> PathBuf {
-        self.dir.path().join("kept")
-    }
-
-    fn args(&self) -> [&str; 2] {
-        ["--config", &self.config]
-    }
-
-    /// Paths of files in a directory of the store, below the data directory; by name.
-    fn files(&self, dir: &str, extension: &str) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for file in std::fs::read_dir(self.kept().join(dir))? {
-            let path = file?.path();
-            if path.extension().is_some_and(|is| is == extension) {
-                found.push(path.strip_prefix(self.kept())?.to_owned());
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
-    /// The data directory as it was when the server was killed.
-    fn reset(&self) -> Result<()> {
-        std::fs::remove_dir_all(self.data())?;
-        copy(&self.kept(), &self.data())
     }
 
     /// Loses something, is refused twice for it, and starts whole with it put back.

@@ -5,6 +5,7 @@ mod accepted;
 mod backlog;
 mod bounds;
 mod disk;
+mod killed;
 mod lifecycle;
 mod lost;
 mod metadata;
