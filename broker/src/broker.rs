@@ -25,6 +25,7 @@ use geminga_bookie_client::ledgers::Ledgers;
 use geminga_bookie_client::placement::Degraded;
 use geminga_common::budget::Budget;
 use geminga_common::clock::Clock;
+use geminga_common::error::Code;
 use geminga_common::ids::OwnerEpoch;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::session::{Session, Standing};
@@ -121,7 +122,7 @@ impl Deps {
 pub struct Broker {
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) strangers: crate::service::Strangers,
+    pub(crate) strangers: crate::seldom::Seldom,
     pub(crate) tasks: TaskGroup,
     pub(crate) namespaces: Namespaces,
     pub(crate) schemas: SchemaRegistry,
@@ -230,7 +231,7 @@ impl Broker {
             namespaces,
             config,
             clock: deps.clock,
-            strangers: crate::service::Strangers::default(),
+            strangers: crate::seldom::Seldom::default(),
             tasks: deps.tasks,
             metadata: deps.metadata,
             ledgers: deps.ledgers,
@@ -286,6 +287,7 @@ impl Broker {
             clock: self.clock.clone(),
             version: SERVER_VERSION.into(),
             metadata_url: self.metadata_url.as_str().into(),
+            failures: Arc::default(),
         };
         let stop = self.tasks.token();
         self.tasks.spawn("http listener", OnFailure::StopProcess, async move {
@@ -457,10 +459,8 @@ impl Broker {
         let events = handle.clone();
         let events: ml::Events = Arc::new(move |event| events.put(Message::Ledger(event)));
         let ledger = self.open_ledger(&name, &grant, create, events).await?;
-        let stored = cursors
-            .subscriptions(ledger.topic_id())
-            .await
-            .map_err(|error| TopicError::Persistence(error.to_string()))?;
+        let stored =
+            cursors.subscriptions(ledger.topic_id()).await.map_err(|error| TopicError::storage(&error))?;
         let parts = Parts { broker: self.clone(), handle: handle.clone(), inbox, ledger, cursors, stored };
         let worker = Worker::new(parts);
         {
@@ -511,10 +511,13 @@ impl Broker {
                     self.doubt(name);
                     return Err(TopicError::NotReady);
                 }
-                Err(other) => return Err(TopicError::Persistence(other.to_string())),
+                Err(other) => return Err(TopicError::storage(&other)),
             }
         }
-        Err(TopicError::Metadata("the topic's namespace keeps changing; try again".to_owned()))
+        Err(TopicError::Metadata(
+            Code::CONFLICT,
+            "the topic's namespace keeps changing; try again".to_owned(),
+        ))
     }
 
     pub(crate) fn ledger_deps(&self, owner_epoch: OwnerEpoch, guard: Vec<Compare>) -> ml::Deps {
@@ -574,9 +577,7 @@ impl Broker {
                 ..cursor::Config::default()
             },
         };
-        let log = CursorLog::open(deps, &grant.bundle)
-            .await
-            .map_err(|error| TopicError::Persistence(error.to_string()))?;
+        let log = CursorLog::open(deps, &grant.bundle).await.map_err(|error| TopicError::storage(&error))?;
         logs.insert(grant.bundle.clone(), (grant.epoch.0, log.clone()));
         Ok(log)
     }
@@ -764,7 +765,9 @@ pub(crate) fn refusal(name: &TopicName, error: NamespaceError) -> TopicError {
         NamespaceError::Resolve(ResolveError::NotFound(_)) => TopicError::NotFound(name.clone()),
         NamespaceError::Resolve(error) => TopicError::NotAllowed(error.to_string()),
         NamespaceError::TooManyTopics(_) => TopicError::NotAllowed(error.to_string()),
-        other => TopicError::Metadata(other.to_string()),
+        NamespaceError::Metadata(error) => TopicError::metadata(&error),
+        NamespaceError::Decode(_) => TopicError::Metadata(Code::RECORD_UNREADABLE, error.to_string()),
+        other => TopicError::Metadata(Code::CONFLICT, other.to_string()),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::namespace::NamespaceError;
 use crate::namespace::ownership::{Grant, Member, Place, Undecided, orphans};
 use crate::topic::TopicError;
 use crate::topic::messages::Message;
+use geminga_common::error::Code;
 use geminga_common::metadata::list_all;
 use geminga_common::metadata::session::Standing;
 use geminga_common::names::{Bundle, Bundles, TopicName};
@@ -27,7 +28,10 @@ impl Broker {
         let bounds = self.policies(name)?.bundles.bounds();
         let bundles = bounds.and_then(|bounds| Bundles::from_bounds(bounds).ok());
         let bundles = bundles.ok_or_else(|| {
-            TopicError::Metadata(format!("the bundles of {} are damaged", name.namespace()))
+            TopicError::Metadata(
+                Code::RECORD_UNREADABLE,
+                format!("the bundles of {} are damaged", name.namespace()),
+            )
         })?;
         Ok(bundles.bundle_of(name))
     }
@@ -37,7 +41,7 @@ impl Broker {
         let bundle = self.bundle_of(name)?;
         self.ownership.resolve(&bundle).await.map_err(|error| match error {
             Undecided::NoSession => TopicError::NotReady,
-            Undecided::Metadata(why) => TopicError::Metadata(why),
+            Undecided::Metadata(why) => TopicError::Metadata(Code::METADATA_UNAVAILABLE, why),
         })
     }
 
@@ -131,7 +135,7 @@ impl Broker {
                 // Opening closes what was open. A tail that cannot be decided now is tried until the bundle is another's.
                 while let Err(error) = self.open(&topic, false).await {
                     match error {
-                        TopicError::Persistence(_) | TopicError::Metadata(_) => {
+                        TopicError::Persistence(..) | TopicError::Metadata(..) => {
                             tracing::warn!(%topic, %error, "not recovered yet");
                             tokio::time::sleep(ORPHAN_PAUSE).await;
                         }

@@ -28,6 +28,7 @@ pub mod repair;
 mod repair_roll;
 pub mod rest;
 pub mod schema;
+mod seldom;
 mod service;
 mod topic;
 

@@ -104,10 +104,11 @@ impl EntryId {
 pub struct BookieId(std::sync::Arc<str>);
 
 impl BookieId {
-    /// A bookie id; any non-empty text without white space or `/` is one.
+    /// A bookie id; any text of 1 to 255 bytes without white space, control characters or `/` is one.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
-        let good = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '/');
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+        let good = (1..=255).contains(&text.len()) && !text.contains(bad);
         good.then(|| Self(text.into()))
     }
 

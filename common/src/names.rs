@@ -84,6 +84,22 @@ pub enum NameError {
     SubscriptionTooLong(usize),
 }
 
+/// Reads the name of a cluster, for `#[serde(deserialize_with)]`: as a tenant's, because it is a step of metadata keys and of the keys
+/// in a bucket.
+///
+/// # Errors
+/// A text that says what such a name may hold.
+pub fn deserialize_cluster<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(from)?;
+    let allowed = format!("letters, digits and _ - = : . only, 1 to {ENTITY_BYTES_MAX} of them");
+    match check_entity(&text, NameError::EmptyNamespace) {
+        Ok(()) => Ok(text),
+        Err(_) => {
+            Err(serde::de::Error::custom(format!("'{text}' is no name of a cluster: it may hold {allowed}")))
+        }
+    }
+}
+
 /// Pulsar's rule for named entities, `[-=:.\w]+`.
 fn check_entity(text: &str, empty: NameError) -> Result<(), NameError> {
     if text.is_empty() {

@@ -1,6 +1,7 @@
 //! Named tasks and threads with one owner. Everything that runs beside its caller is spawned here, so that shutdown can name
 //! who is late and a panic is never swallowed.
 
+use crate::error::Code;
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let name = self.inner.running.lock().remove(&self.id).unwrap_or_default();
         if std::thread::panicking() {
-            tracing::error!(task = %name, "task panicked");
+            tracing::error!(code = %Code::INTERNAL, task = %name, "task panicked");
             if self.on_failure == OnFailure::StopProcess {
                 std::process::abort();
             }

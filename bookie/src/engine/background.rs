@@ -7,6 +7,7 @@ use crate::shard::Status;
 use crate::store::{Flushed, STEP, Store};
 use geminga_bookie_client::rpc::{Doubt, ReadAnswer};
 use geminga_common::clock::Mono;
+use geminga_common::error::Code;
 use parking_lot::MutexGuard;
 use std::io;
 use std::time::Duration;
@@ -183,7 +184,7 @@ impl Core {
                 tracing::warn!(%error, "no room to keep house");
             }
             Err(error) => {
-                tracing::error!(%error, "keeping house failed: the store stops");
+                tracing::error!(code = %Code::DISK_FAILED, %error, "keeping house failed: the store stops");
                 let answers = self.store.shard.lock().fail();
                 self.give(answers);
                 return self.node.fail();

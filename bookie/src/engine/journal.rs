@@ -5,6 +5,7 @@ use crate::shard::{Admitted, Answer, Op, Shard, Status, answer};
 use geminga_bookie_client::rpc::AddError;
 use geminga_common::clock::Mono;
 use geminga_common::disk::AlignedBuf;
+use geminga_common::error::Code;
 use parking_lot::MutexGuard;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -139,7 +140,7 @@ impl Core {
             let result = self.store.write(&batch, buf);
             self.latency.sample(self.store.clock.mono().saturating_sub(before));
             if let Err(error) = &result {
-                tracing::error!(%error, "journal write failed: the store stops");
+                tracing::error!(code = %Code::DISK_FAILED, %error, "journal write failed: the store stops");
             }
             let answers = self.store.shard.lock().written(batch.head.seq, result.is_ok());
             self.give(answers);

@@ -85,7 +85,7 @@ async fn attempt(
     let stored = meta.get(&key).await?;
     let known = stored.as_ref().map(|stored| BookieRecord::decode(&stored.value)).transpose();
     let known = known.map_err(|error| {
-        tracing::error!(bookie = %id, %error, "bookie record cannot be read");
+        tracing::error!(code = %Code::RECORD_UNREADABLE, bookie = %id, %error, "bookie record cannot be read");
         NodeError::Record(id.to_string())
     })?;
     let news = known.as_ref().is_none_or(|known| known.incarnation != mine.record.incarnation);
@@ -99,6 +99,7 @@ async fn attempt(
     };
     if record.state == NodeState::DataLoss {
         tracing::error!(
+            code = %Code::DATA_LOSS,
             bookie = %id,
             starts = mine.record.boot,
             starts_known = known.as_ref().map(|known| known.boot),

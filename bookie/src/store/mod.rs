@@ -28,6 +28,7 @@ pub(crate) use accept::{accept, read as accepted_losses, view};
 pub(crate) use files::read_file;
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};
+use geminga_common::error::Code;
 use geminga_common::ids::Incarnation;
 pub use loss::{Losses, Lost};
 pub use open::{OpenError, Whose, whose};
@@ -144,12 +145,12 @@ impl Store {
                 (true, Vec::new())
             }
             Err(error) if is_full(&error) => {
-                tracing::error!(%error, "no room for a journal file");
+                tracing::error!(code = %Code::DISK_FULL, %error, "no room for a journal file");
                 self.shard.lock().disk_full();
                 (false, Vec::new())
             }
             Err(error) => {
-                tracing::error!(%error, "journal file cannot be made");
+                tracing::error!(code = %Code::DISK_FAILED, %error, "journal file cannot be made");
                 (false, self.shard.lock().fail())
             }
         }
@@ -181,12 +182,12 @@ impl Store {
                 (Flushed::Done, Vec::new())
             }
             Err(error) if is_full(&error) => {
-                tracing::error!(%error, "no room to flush");
+                tracing::error!(code = %Code::DISK_FULL, %error, "no room to flush");
                 self.shard.lock().undo_flush(plan, self.clock.mono());
                 (Flushed::DiskFull, Vec::new())
             }
             Err(error) => {
-                tracing::error!(%error, "flush failed: the store stops");
+                tracing::error!(code = %Code::DISK_FAILED, %error, "flush failed: the store stops");
                 (Flushed::Failed, self.shard.lock().fail_flush())
             }
         }

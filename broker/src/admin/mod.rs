@@ -22,6 +22,7 @@ use crate::topic::{Reply, TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use geminga_bookie_client::placement::Degraded;
+use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, Position};
 use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName, topic_hash};
 use std::collections::BTreeMap;
@@ -102,7 +103,7 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
         (TopicError::SubscriptionNotFound(_), Some(subscription)) => {
             ApiError::SubscriptionNotFound { topic: topic.clone(), subscription: subscription.clone() }
         }
-        (TopicError::NotReady, _) => ApiError::Unavailable(text),
+        (TopicError::NotReady, _) => ApiError::Unavailable(format!("{}: {text}", Code::TOPIC_FENCED)),
         (TopicError::NotOwner(member), _) => ApiError::Elsewhere(member.http_url),
         (TopicError::Conflict(_), _) => ApiError::Exists(text),
         (TopicError::Precondition(_), _) => ApiError::Busy(text),
@@ -122,10 +123,10 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
         ) => ApiError::Precondition(text),
         (
             TopicError::SubscriptionNotFound(_)
-            | TopicError::Persistence(_)
+            | TopicError::Persistence(..)
             | TopicError::Lost(_)
             | TopicError::DiskFull(_)
-            | TopicError::Metadata(_),
+            | TopicError::Metadata(..),
             _,
         ) => ApiError::Internal(text),
     }

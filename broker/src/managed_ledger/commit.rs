@@ -11,6 +11,7 @@ use super::Deps;
 use super::record;
 use super::state::State;
 use geminga_common::clock::Mono;
+use geminga_common::error::Coded as _;
 use geminga_common::metadata::{MetaError, Revision, Txn, TxnOutcome};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ pub(super) async fn run(deps: &Deps, t: Transaction) -> Outcome {
                 Err(error) => error,
             },
             Err(error @ (MetaError::Invalid(_) | MetaError::LeaseGone(_))) if !in_doubt => {
-                tracing::error!(key = %t.key, %error, "topic transaction refused");
+                tracing::error!(code = %error.code(), key = %t.key, %error, "topic transaction refused");
                 return Outcome::NotWritten(error);
             }
             Err(error) => {

@@ -4,6 +4,7 @@
 use super::Deps;
 use super::record;
 use geminga_bookie_client::record::ClosedLedger;
+use geminga_common::error::Code;
 use geminga_common::metadata::{MetaError, Op, Txn};
 use geminga_common::tasks::OnFailure;
 use std::time::Duration;
@@ -59,7 +60,7 @@ pub async fn sweep_tombstones(deps: &Deps, pause: Duration) -> Result<usize, Met
             match record::decode_tombstone(&stored.value) {
                 Ok((ledger, _)) => left += usize::from(!delete(deps, &ledger).await),
                 Err(error) => {
-                    tracing::error!(key = %stored.key, %error, "tombstone cannot be read and is kept");
+                    tracing::error!(code = %Code::RECORD_UNREADABLE, key = %stored.key, %error, "tombstone cannot be read and is kept");
                     left += 1;
                 }
             }

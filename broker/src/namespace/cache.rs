@@ -5,6 +5,7 @@
 //! either order; a removal therefore leaves its revision behind until the watch has passed it.
 
 use bytes::Bytes;
+use geminga_common::error::Code;
 use geminga_common::metadata::{
     MetaError, MetadataStore, Record, Revision, WatchEvent, WatchStream, list_all,
 };
@@ -67,7 +68,7 @@ impl<V: DeserializeOwned> Table<V> {
             Ok(value) => Arc::new(value),
             Err(error) => {
                 // The last readable state is kept: a damaged record must not make a namespace vanish.
-                tracing::error!(key, %error, "metadata record is not readable");
+                tracing::error!(code = %Code::RECORD_UNREADABLE, key, %error, "metadata record is not readable");
                 return;
             }
         };

@@ -8,6 +8,7 @@ use geminga_bookie_client::repair::plan::{self, Standing};
 use geminga_bookie_client::repair::release::Releases;
 use geminga_bookie_client::repair::standing::Standings;
 use geminga_bookie_client::rpc::BookieRef;
+use geminga_common::error::Code;
 use geminga_common::ids::LedgerId;
 use geminga_common::metadata::{MetaError, Record};
 use geminga_common::rng::Rng;
@@ -95,7 +96,7 @@ impl<'r> Round<'r> {
     /// A ledger's own record.
     async fn own(&self, stored: &Record, found: &mut Found) -> Result<(), MetaError> {
         let Ok(record) = LedgerRecord::decode(&stored.value) else {
-            tracing::error!(key = %stored.key, "ledger record cannot be read");
+            tracing::error!(code = %Code::RECORD_UNREADABLE, key = %stored.key, "ledger record cannot be read");
             self.releases.lock().clear();
             return Ok(());
         };
@@ -108,7 +109,7 @@ impl<'r> Round<'r> {
             return Ok(());
         };
         let (Some(key), Some(ledger)) = (holders::key_of(&self.deps.keys, &record), record.closed()) else {
-            tracing::error!(key = %stored.key, owner = %record.attributes.owner, "owner of a ledger has no name");
+            tracing::error!(code = %Code::RECORD_UNREADABLE, key = %stored.key, owner = %record.attributes.owner, "owner of a ledger has no name");
             self.releases.lock().clear();
             return Ok(());
         };
@@ -118,7 +119,7 @@ impl<'r> Round<'r> {
     /// An owner's record, with all its closed ledgers.
     async fn owner(&self, stored: &Record, found: &mut Found) -> Result<(), MetaError> {
         let Some(ledgers) = holders::closed_ledgers(&self.deps.keys, stored) else {
-            tracing::error!(key = %stored.key, "record cannot be read");
+            tracing::error!(code = %Code::RECORD_UNREADABLE, key = %stored.key, "record cannot be read");
             self.releases.lock().clear();
             return Ok(());
         };

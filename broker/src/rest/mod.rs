@@ -61,6 +61,8 @@ pub struct Rest {
     pub version: Arc<str>,
     /// Where metadata is kept, as `/admin/v2/brokers/internal-configuration` shows it.
     pub metadata_url: Arc<str>,
+    /// When the log last spoke of requests that failed.
+    pub(crate) failures: Arc<crate::seldom::Seldom>,
 }
 
 impl Rest {

@@ -61,10 +61,12 @@ impl RestError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{}: {error}", error.code()))
     }
 
+    /// Whether people should know: something here failed, the request is not to blame.
+    pub(super) fn is_failure(&self) -> bool {
+        self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED
+    }
+
     pub(super) fn into_response(self) -> Response<Body> {
-        if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
-            tracing::warn!(status = self.status.as_u16(), reason = %self.reason, "rest request failed");
-        }
         with_type(self.status, "application/json", json!({ "reason": self.reason }).to_string())
     }
 }

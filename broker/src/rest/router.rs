@@ -20,6 +20,11 @@ async fn handle(State(rest): State<Rest>, request: Request) -> Response<Body> {
     };
     answer.unwrap_or_else(|error| {
         let location = error.elsewhere.as_ref().map(|url| format!("{url}{uri}"));
+        if error.is_failure()
+            && let Some(others) = rest.failures.again(rest.clock.mono())
+        {
+            tracing::warn!(status = error.status.as_u16(), reason = %error.reason, others, "rest request failed");
+        }
         let mut response = error.into_response();
         if let Some(location) = location.and_then(|text| HeaderValue::try_from(text).ok()) {
             response.headers_mut().insert(header::LOCATION, location);

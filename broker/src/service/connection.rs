@@ -93,7 +93,7 @@ pub(super) async fn serve(broker: Arc<Broker>, socket: TcpStream, address: Socke
     let end = connection.run(reader).await;
     tracing::debug!(%address, %end, "connection ended");
     if end.by_what_it_sent()
-        && let Some(untold) = broker.strangers.sent_away(broker.clock.mono())
+        && let Some(untold) = broker.strangers.again(broker.clock.mono())
     {
         tracing::info!(
             %address, reason = %end, untold,

@@ -9,7 +9,6 @@
 //! | `consume` | SUBSCRIBE, FLOW, ACK, REDELIVER, SEEK and their kin |
 //! | `lookup` | LOOKUP, partition metadata, topic lists |
 //! | `schemas` | GET_SCHEMA, GET_OR_CREATE_SCHEMA |
-//! | `strangers` | when the log speaks of connections that are sent away (pure) |
 //! | `wire_error` | the one mapping of refusals to ServerError |
 //! | `respond` | responses as frames |
 
@@ -20,13 +19,11 @@ mod produce;
 mod read_ahead;
 mod respond;
 mod schemas;
-mod strangers;
 #[cfg(test)]
 mod tests;
 mod wire_error;
 
 pub(crate) use respond::{close_consumer, close_producer, command, send_error};
-pub(crate) use strangers::Strangers;
 
 use crate::broker::Broker;
 use geminga_common::tasks::OnFailure;

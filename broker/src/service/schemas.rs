@@ -7,6 +7,7 @@ use crate::broker::Broker;
 use crate::schema::{SchemaData, SchemaError, SchemaType, SchemaVersion, Source};
 use crate::topic::TopicError;
 use bytes::Bytes;
+use geminga_common::error::Code;
 use geminga_common::names::TopicName;
 use geminga_common::tasks::OnFailure;
 use geminga_proto::pulsar::base_command::Type;
@@ -36,7 +37,9 @@ fn refusal(error: SchemaError) -> TopicError {
         SchemaError::TooLarge(_) | SchemaError::UnknownType(_) | SchemaError::TooManyVersions => {
             TopicError::IncompatibleSchema(error.to_string())
         }
-        other => TopicError::Metadata(other.to_string()),
+        SchemaError::Metadata(error) => TopicError::metadata(&error),
+        SchemaError::Decode(_) => TopicError::Metadata(Code::RECORD_UNREADABLE, error.to_string()),
+        SchemaError::Conflict => TopicError::Metadata(Code::CONFLICT, error.to_string()),
     }
 }
 

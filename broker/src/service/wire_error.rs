@@ -18,10 +18,10 @@ pub(super) fn server_error(error: &TopicError) -> ServerError {
         TopicError::ConsumerAssign(_) => ServerError::ConsumerAssignError,
         TopicError::Terminated => ServerError::TopicTerminatedError,
         TopicError::NotAllowed(_) => ServerError::NotAllowedError,
-        TopicError::Precondition(_) | TopicError::Conflict(_) | TopicError::Metadata(_) => {
+        TopicError::Precondition(_) | TopicError::Conflict(_) | TopicError::Metadata(..) => {
             ServerError::MetadataError
         }
-        TopicError::Persistence(_) | TopicError::Lost(_) | TopicError::DiskFull(_) => {
+        TopicError::Persistence(..) | TopicError::Lost(_) | TopicError::DiskFull(_) => {
             ServerError::PersistenceError
         }
         TopicError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,

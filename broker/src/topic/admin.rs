@@ -369,7 +369,7 @@ impl Worker {
                 {
                     sub.properties = properties;
                 }
-                reply.send(stored.map_err(|error| TopicError::Persistence(error.to_string())));
+                reply.send(stored.map_err(|error| TopicError::storage(&error)));
             };
             handle.put(super::messages::Message::Done(Box::new(then)));
         });
@@ -467,7 +467,7 @@ impl Worker {
                     worker.changes.insert(token, Box::new(then));
                 }
                 Err(error) => {
-                    let refused = TopicError::Persistence(error.to_string());
+                    let refused = TopicError::storage(&error);
                     reply.send(Err(refused.clone()));
                     worker.lose(&refused);
                 }

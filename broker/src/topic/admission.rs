@@ -398,7 +398,7 @@ impl Worker {
 
     fn created(&mut self, name: SubscriptionName, birth: Birth, made: Result<CursorId, WriteError>) {
         let waiting = self.creating.remove(&name).unwrap_or_default();
-        let made = made.map_err(|error| TopicError::Persistence(error.to_string()));
+        let made = made.map_err(|error| TopicError::storage(&error));
         let result = made.as_ref().map(|_cursor| ()).map_err(Clone::clone);
         if let Ok(cursor) = made
             && !self.subscriptions.contains_key(&name)

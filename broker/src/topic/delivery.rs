@@ -162,7 +162,7 @@ impl Worker {
             Some(ReadFor::Then(then)) => {
                 return then(result.map_err(|error| match error {
                     ml::ReadError::Lost(..) => TopicError::Lost(error.to_string()),
-                    error => TopicError::Persistence(error.to_string()),
+                    error => TopicError::storage(&error),
                 }));
             }
             Some(ReadFor::Dispatch(name, incarnation)) => (name, incarnation),
@@ -430,7 +430,7 @@ impl Worker {
                 self.closed();
             }
             Err(error) => {
-                let refused = TopicError::Persistence(error.to_string());
+                let refused = TopicError::storage(&error);
                 write.receipts.into_iter().for_each(|receipt| receipt.send(Err(refused.clone())));
                 self.lose(&refused);
             }

@@ -2,6 +2,7 @@
 //! `service/wire_error.rs` and `rest`, never here.
 
 use crate::namespace::ownership::Member;
+use geminga_common::error::Code;
 use geminga_common::names::TopicName;
 
 /// A refusal.
@@ -50,8 +51,8 @@ pub(crate) enum TopicError {
     #[error("{0}")]
     Conflict(String),
     /// The ledger could not take or give entries.
-    #[error("storage: {0}")]
-    Persistence(String),
+    #[error("{0}: storage: {1}")]
+    Persistence(Code, String),
     /// What is asked for is lost for good, and somebody accepted that.
     #[error("{0}")]
     Lost(String),
@@ -59,8 +60,8 @@ pub(crate) enum TopicError {
     #[error("{}: the store's disk is full; make room, and try again in {} ms", geminga_common::error::Code::DISK_FULL, .0.as_millis())]
     DiskFull(std::time::Duration),
     /// Metadata could not be read or written.
-    #[error("metadata: {0}")]
-    Metadata(String),
+    #[error("{0}: metadata: {1}")]
+    Metadata(Code, String),
     /// Schemas do not match.
     #[error("{0}")]
     IncompatibleSchema(String),

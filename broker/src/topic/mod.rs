@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`mod@self`] | the handle and what can be asked of a topic |
 //! | `worker` | the owner task: drains the mailbox, then appends, dispatches and persists once per drain |
+//! | `codes` | which code a failure of storage or metadata has |
 //! | `producers` | access modes, names, epochs (pure) |
 //! | `subscription` | one subscription: dispatcher, acknowledgement state, what is dirty |
 //! | `delivery` | entries on their way to consumers |
@@ -23,6 +24,7 @@
 pub(crate) mod admin;
 mod admission;
 pub(crate) mod aging;
+mod codes;
 mod delivery;
 mod error;
 pub(crate) mod lifecycle;

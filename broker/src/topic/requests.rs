@@ -65,9 +65,7 @@ impl Worker {
     /// A position that was looked for is found.
     pub(super) fn found(&mut self, token: ml::Token, result: Result<Option<Position>, ml::ReadError>) {
         let end = self.ledger.end();
-        let result = result
-            .map(|found| found.unwrap_or(end))
-            .map_err(|error| TopicError::Persistence(error.to_string()));
+        let result = result.map(|found| found.unwrap_or(end)).map_err(|error| TopicError::storage(&error));
         match (self.finds.remove(&token), result) {
             (None, _) => {}
             (Some(FindFor::Answer(reply)), result) => reply.send(result),
@@ -139,7 +137,7 @@ impl Worker {
                 reply.send(Ok(()));
             }
             Err(error) => {
-                let refused = TopicError::Persistence(error.to_string());
+                let refused = TopicError::storage(&error);
                 reply.send(Err(refused.clone()));
                 self.lose(&refused);
             }
@@ -213,7 +211,7 @@ impl Worker {
                     worker.trim();
                 }
                 Err(error) => {
-                    let refused = TopicError::Persistence(error.to_string());
+                    let refused = TopicError::storage(&error);
                     reply.send(Err(refused.clone()));
                     worker.lose(&refused);
                 }

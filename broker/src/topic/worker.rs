@@ -20,7 +20,7 @@ use crate::managed_ledger::{self as ml, ManagedLedger};
 use geminga_bookie_client::ledgers::AppendError;
 use geminga_common::budget::Permit;
 use geminga_common::clock::Mono;
-use geminga_common::error::Code;
+use geminga_common::error::{Code, Coded as _};
 use geminga_common::ids::{Position, ProducerId};
 use geminga_common::names::{SubscriptionName, TopicName};
 use geminga_proto::encode;
@@ -365,7 +365,7 @@ impl Worker {
         let entries = std::mem::take(&mut self.appends);
         if let Err(refused) = self.ledger.append(entries) {
             // Sizes are checked at the socket and bytes are bounded by the publish budget: what is left is a dead ledger.
-            self.lose(&TopicError::Persistence(refused.to_string()));
+            self.lose(&TopicError::Persistence(Code::PERSISTENCE, refused.to_string()));
         }
     }
 
@@ -381,7 +381,7 @@ impl Worker {
             ml::Output::RecordChanged { token, result } => {
                 let Some(result) = self.offload_changed(token, result) else { return };
                 if let Some(done) = self.changes.remove(&token) {
-                    done(self, result.map_err(|error| TopicError::Metadata(error.to_string())));
+                    done(self, result.map_err(|error| TopicError::Metadata(error.code(), error.to_string())));
                 }
             }
             ml::Output::Trimmed { first, ledgers } => {
@@ -393,7 +393,7 @@ impl Worker {
                     ml::PoisonReason::Writer(AppendError::DiskFull) => return self.disk_full(),
                     _ => {}
                 }
-                self.lose(&TopicError::Persistence(reason.to_string()));
+                self.lose(&TopicError::storage(&reason));
             }
         }
     }
@@ -552,10 +552,8 @@ impl Worker {
 /// What a publisher is told of a message that could not be stored: a code, the reason, what next.
 fn failure_text(error: &ml::AppendFailure) -> String {
     let code = match error {
-        ml::AppendFailure::Writer(AppendError::DiskFull) => Code::DISK_FULL,
-        ml::AppendFailure::Writer(AppendError::NotEnoughBookies) | ml::AppendFailure::NoBookies => {
-            Code::NOT_ENOUGH_BOOKIES
-        }
+        ml::AppendFailure::Writer(error) => super::codes::append(error),
+        ml::AppendFailure::NoBookies => Code::NOT_ENOUGH_BOOKIES,
         _ => Code::PERSISTENCE,
     };
     format!("{code}: {error}; no receipt was given, send it again")

@@ -24,6 +24,7 @@ pub(crate) struct Config {
     /// Directory that holds everything. Default `data`.
     data_dir: PathBuf,
     /// Name of the cluster. Default `standalone`. A store of another cluster is refused, as are callers of another one.
+    #[serde(deserialize_with = "geminga_common::names::deserialize_cluster")]
     cluster: String,
     /// Address to listen on. Default 127.0.0.1.
     bind: IpAddr,

@@ -17,13 +17,13 @@ pub(crate) struct Settings {
     id: String,
     /// Journal writes under way at once. Default 4, 1 to 8. More helps disks with a long sync.
     journal_in_flight: usize,
-    /// Size of a journal file. Default 32 MiB, at least the largest entry and 84 KiB more. A start after a crash reads these files.
+    /// Size of a journal file. Default 32 MiB, the largest entry and 84 KiB more to 64 GiB. A start after a crash reads these files.
     journal_file_size: ByteSize,
-    /// Bytes of entries in memory. Default 64 MiB, at least 4 KiB. At half of it they are sorted to disk; when it is full, adds wait.
+    /// Bytes of entries in memory. Default 64 MiB, 4 KiB to 1 TiB. At half of it they are sorted to disk; when it is full, adds wait.
     write_cache: ByteSize,
     /// Longest an entry stays unsorted, in milliseconds. Default 60 000, 10 to 3 600 000.
     flush_ms: u64,
-    /// Bytes of the cache of blocks read from disk. Default 8 MiB.
+    /// Bytes of the cache of blocks read from disk. Default 8 MiB, at most 1 TiB.
     block_cache: ByteSize,
     /// Shards, each with a journal and threads of its own. Default 1, 1 to 64. Fixed when the store is made.
     shards: u16,
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
     /// Directories for journals, on volumes of their own. Default none: each journal lies beside its data. At most one per shard; fixed
     /// when the store is made.
     journal_dirs: Vec<PathBuf>,
-    /// Bytes held in reserve for the day the disk is full, so that deleting still works then. Default 64 MiB; 0 holds none, and a full
+    /// Bytes held in reserve for the day the disk is full, so that deleting still works then. Default 64 MiB, at most 1 TiB; 0 holds none, and a full
     /// disk may keep deletions waiting. One journal file's size per shard is held beside it.
     disk_reserve: ByteSize,
     /// With so many free bytes nothing is refused, however full the disk is in percent. Default 0, percents alone decide; of a standalone
@@ -95,8 +95,18 @@ impl Settings {
         cluster: &str,
         message_max: usize,
     ) -> anyhow::Result<geminga_bookie::Config> {
-        let id = BookieId::new(&self.id).context("id is not a name: no white space, no `/`")?;
+        let id =
+            BookieId::new(&self.id).context("id is not a name: 1 to 255 bytes, no white space, no `/`")?;
         anyhow::ensure!((10..=3_600_000).contains(&self.flush_ms), "flush_ms must be 10 to 3600000");
+        let sizes = [
+            ("journal_file_size", self.journal_file_size, 64 << 30, "64GiB"),
+            ("write_cache", self.write_cache, 1 << 40, "1TiB"),
+            ("block_cache", self.block_cache, 1 << 40, "1TiB"),
+            ("disk_reserve", self.disk_reserve, 1 << 40, "1TiB"),
+        ];
+        for (key, size, most, text) in sizes {
+            anyhow::ensure!(size.0 <= most, "{key} is {size}, it must be at most {text}");
+        }
         let mut config = geminga_bookie::Config::new(id, dir, cluster);
         config.journal_in_flight = self.journal_in_flight;
         config.journal_file_size = self.journal_file_size.0;
@@ -140,6 +150,10 @@ mod tests {
         assert_eq!(config.journal_file_size_first, config.journal_file_min());
         settings.journal_file_size = ByteSize(32 << 20);
         assert_eq!(settings.config("/d".into(), "c", 5 << 20).unwrap().journal_file_size_first, 8 << 20);
+        settings.write_cache = ByteSize(2 << 40);
+        let refused = settings.config("/d".into(), "c", 5 << 20).unwrap_err().to_string();
+        assert!(refused.contains("write_cache is 2TiB, it must be at most 1TiB"), "{refused}");
+        settings.write_cache = ByteSize(64 << 20);
         let refused = settings.config("/d".into(), "c", 64 << 20).unwrap_err().to_string();
         for word in ["GM-6004", "journal_file_size is 33554432 bytes", "are needed", "max_message_size"] {
             assert!(refused.contains(word), "`{word}` is missing in {refused}");

@@ -33,6 +33,7 @@ use std::time::Duration;
 pub(crate) struct Config {
     /// Name of the cluster. Default `standalone`. Part of every metadata key; brokers and bookies of a cluster agree on it, and it must
     /// not change later. It replaces `service.cluster`.
+    #[serde(deserialize_with = "geminga_common::names::deserialize_cluster")]
     cluster: String,
     /// Address to listen on. Default 127.0.0.1.
     bind: IpAddr,

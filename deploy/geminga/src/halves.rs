@@ -188,6 +188,7 @@ impl Halves {
         let lost = *bookie.health().borrow() == Health::DataLoss;
         if lost {
             tracing::error!(
+                code = %Code::DATA_LOSS,
                 store = %self.store_path.display(),
                 "the store has lost data: it serves what it has and takes nothing; `geminga bookie inspect` shows what is missing"
             );
