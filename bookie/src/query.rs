@@ -10,7 +10,7 @@ use geminga_bookie_client::rpc::{
     Add, AddError, ControlError, Doubt, IdRange, LedgerStat, Presence, Proof, Read, ReadAnswer, ReadClass,
     Tail,
 };
-use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::ids::{EntryId, LedgerId, Term};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -86,9 +86,10 @@ impl Store {
             match segments.read(add.ledger, entry.id..=entry.id, 1, &self.blocks) {
                 Lookup::Found(found) => crcs.extend(found.iter().map(|e| (e.id, e.crc))),
                 Lookup::Absent => {}
-                // Copies of a closed ledger are what was written: they take the place of what cannot be read.
-                Lookup::Damaged if copies => {}
-                // What cannot be read cannot be compared: a lie about a conflict is not possible.
+                // Copies of a closed ledger are what was written, and so is what a recovery read elsewhere: they take the place of what
+                // cannot be read. Refused, a recovery that needs this store for its quorum could never end.
+                Lookup::Damaged if copies || add.term > Term(1) => {}
+                // What cannot be read cannot be compared: a writer's word is not taken.
                 Lookup::Damaged => checked = Err(AddError::Unknown("segment is damaged")),
             }
         }

@@ -320,6 +320,41 @@ async fn a_reader_that_meets_damage_has_it_judged_and_copies_take_its_place() {
 }
 
 #[tokio::test]
+async fn a_recovery_writes_over_what_cannot_be_read() {
+    let disk = SimDisk::new();
+    let config = Config { block_bytes: 900, ballast: 0, ..config(Path::new("/sim")) };
+    let tasks = TaskGroup::new();
+    let bookie = Bookie::open(config, Arc::new(disk.clone()), SystemClock::shared(), &tasks).unwrap();
+    let ledger = LedgerId(1);
+    let add = async |term, entries| {
+        let (tell, told) = oneshot::channel();
+        let add = Add { ledger, term: Term(term), lac: None, lafr: None, attributes: None, entries };
+        bookie.add(add, Box::new(move |result| tell.send(result).unwrap()));
+        told.await.unwrap()
+    };
+    add(1, (0..20).map(|id| entry(1, id, 900)).collect()).await.unwrap();
+    bookie.flush_soon();
+    shows(&bookie, |figures| figures.segments == 1).await;
+    let (segment, _) =
+        disk.files().into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "seg")).unwrap();
+    disk.flip(&segment, 5200, 2);
+    let tail = bookie.fence_tail(ledger, Term(2), EntryId(3)).await.unwrap();
+    assert_eq!(tail.doubtful, [IdRange { first: EntryId(5), last: EntryId(5) }]);
+    assert!(matches!(
+        add(1, vec![entry(1, 5, 900)]).await,
+        Err(AddError::StaleTerm(Term(2)) | AddError::Unknown(_))
+    ));
+    add(2, vec![entry(1, 5, 900)]).await.unwrap();
+    let tail = bookie.fence_tail(ledger, Term(3), EntryId(3)).await.unwrap();
+    assert_eq!(
+        (tail.doubtful.len(), tail.present),
+        (0, vec![IdRange { first: EntryId(3), last: EntryId(19) }])
+    );
+    tasks.stop();
+    assert!(tasks.join(Duration::from_secs(10)).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_bad_block_is_found_by_the_scrub_and_answers_unknown() {
     let disk = SimDisk::new();
     let mut config = config(Path::new("/sim"));
