@@ -30,10 +30,10 @@ impl SlotSet {
         self.0 &= !(1 << slot);
     }
 
-    /// Whether the slot is in the set.
+    /// Whether the slot is in the set; a number that is no slot at all is in none.
     #[must_use]
     pub fn contains(self, slot: u32) -> bool {
-        self.0 & (1 << slot) != 0
+        1_u32.checked_shl(slot).is_some_and(|bit| self.0 & bit != 0)
     }
 
     /// How many slots it holds.

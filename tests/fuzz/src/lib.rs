@@ -8,6 +8,7 @@
 //! | [`session`] | whole connections of legal and illegal commands and raw bytes against a broker in this process |
 //! | [`formats`] | the bookie's bytes on disk: journal batches, segments, footers, rows, identity |
 //! | [`store`] | a whole store that was written well and then damaged, opened and read |
+//! | [`rpc`] | packed tables and control calls between brokers and bookies, both ways |
 //! | [`records`] | ledger, topic, cursor and namespace records in metadata and logs |
 //!
 //! - [`alloc`]: the allocator that ends the run when bytes make a decoder allocate beyond its limit
@@ -19,6 +20,7 @@ pub mod frames;
 pub mod messages;
 pub mod names;
 pub mod records;
+pub mod rpc;
 pub mod seed;
 pub mod session;
 pub mod store;

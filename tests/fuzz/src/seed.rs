@@ -4,19 +4,22 @@
 //! What a seed is called is what it holds; running this again writes the same files.
 
 use bytes::{Bytes, BytesMut};
-use geminga_bookie_client::entry::{Header, Kind};
+use geminga_bookie_client::entry::{Entry, Header, Kind};
+use geminga_bookie_client::grpc::{convert, table};
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_bookie_client::record::{
     Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange,
 };
-use geminga_bookie_client::rpc::BookieRef;
+use geminga_bookie_client::rpc::{Add, BookieRef, IdRange, Replicate};
 use geminga_broker::cursor::{CursorId, record};
 use geminga_broker::managed_ledger::record::{encode_counter, encode_tombstone};
 use geminga_broker::namespace::{Policies, Tenant, TopicRecord, encode};
 use geminga_common::ids::{
     BookieId, EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId,
 };
+use geminga_proto::bookie as wire_bookie;
 use geminga_proto::encode::{encode_command, encode_with_payload};
+use geminga_proto::packed::Packed;
 use geminga_proto::payload::encode_payload;
 use geminga_proto::pulsar::base_command::Type;
 use geminga_proto::pulsar::{
@@ -43,6 +46,7 @@ pub fn write(corpus: &Path) {
         ("names", names()),
         ("records", records()),
         ("formats", formats()),
+        ("rpc", rpc()),
         ("store", noise(12, 60)),
         ("session", noise(16, 300)),
     ];
@@ -277,6 +281,53 @@ fn formats() -> Seeds {
         }
     }
     seeds
+}
+
+fn rpc() -> Seeds {
+    let header = Header {
+        kind: Kind::Messages,
+        messages: 2,
+        first_index: MessageIndex(3),
+        timestamp_ms: 4,
+        bytes_before: 5,
+    };
+    let (id, payload) = (LedgerId(300), Bytes::from_static(b"payload"));
+    let entry = |at| Entry::new(id, EntryId(at), header, payload.clone());
+    let add = Add {
+        ledger: id,
+        term: Term(2),
+        lac: Some(EntryId(0)),
+        lafr: None,
+        attributes: Some(ledger().attributes),
+        entries: vec![entry(1), entry(2)],
+    };
+    let adds = table::pack_adds(Incarnation(7), &[add.clone(), Add { attributes: None, ..add }]);
+    let entries = table::pack_entries(id, &[entry(1), entry(2)]);
+    let mended = |packed: Packed| {
+        let (table, data) = packed.into_blob();
+        let table = &table[..table.len() - 4];
+        [&(table.len() as u16).to_le_bytes()[..], table, &data].concat()
+    };
+    let refusal =
+        wire_bookie::Refusal { reason: wire_bookie::Reason::Sealed.into(), value: 9, size: 0, limit: 0 };
+    let member = BookieId::new("bookie-1").map(|id| BookieRef { id, incarnation: Incarnation(7) });
+    let order = Replicate {
+        ledger: id,
+        quorum: QuorumSpec::new(2, 2, 1).expect("2/2/1 is a quorum"),
+        slot: 1,
+        ensemble: vec![member, None],
+        ids: IdRange { first: EntryId(1), last: EntryId(2) },
+        bytes_max: 100,
+    };
+    let order = convert::replicate_out(wire_bookie::Target::default(), &order);
+    vec![
+        ("adds".into(), kind(0, &adds.encode_to_vec())),
+        ("entries".into(), kind(1, &entries.encode_to_vec())),
+        ("adds-mended".into(), kind(2, &mended(adds))),
+        ("entries-mended".into(), kind(3, &mended(entries))),
+        ("refusal".into(), kind(4, &refusal.encode_to_vec())),
+        ("replicate".into(), kind(5, &order.encode_to_vec())),
+    ]
 }
 
 /// Scripts are read as choices: any bytes are one. The same ones each time.

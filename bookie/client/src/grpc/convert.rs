@@ -257,8 +257,9 @@ mod tests {
         };
         let sent = replicate_out(wire::Target::default(), &request);
         assert_eq!(replicate_in(LedgerId(4), &sent), Some(request));
-        let broken: [fn(&mut wire::ReplicateRequest); 5] = [
+        let broken: [fn(&mut wire::ReplicateRequest); 6] = [
             |r| r.slot = 3,
+            |r| r.slot = 34,
             |r| r.members.truncate(2),
             |r| r.ids = Some(wire::IdRange { first: 2, last: 1 }),
             |r| r.ids = None,
