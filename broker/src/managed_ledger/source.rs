@@ -3,6 +3,7 @@
 //! of bookies proved it and there is no object.
 
 use super::adopt::Holders;
+use super::state::Segment;
 use super::*;
 use geminga_bookie_client::entry;
 use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
@@ -10,6 +11,7 @@ use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::EntryId;
 use geminga_offload::format::footer::Footer;
 use geminga_offload::reader::{Reader, Target};
+use geminga_offload::state::Offload;
 
 /// A ledger of the chain, as it can be read.
 #[derive(Clone)]
@@ -40,6 +42,11 @@ impl ManagedLedger {
         }
         let next = object.as_ref().and_then(|_| self.behind(ledger));
         LedgerSource { holders: self.holders(), ledger, view, object, next, lacks_store }
+    }
+
+    /// Whether any of its ledgers is on its way to the object store, or there.
+    pub fn uses_store(&self) -> bool {
+        self.state.segments().iter().any(|segment| segment.offload != Offload::Bookies)
     }
 
     fn target(&self, segment: &Segment) -> Option<Target> {
