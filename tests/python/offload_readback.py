@@ -21,7 +21,7 @@ import urllib.request
 
 from offload import wait_offloaded
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check
+from s3 import BUCKET, KEYS, S3, check, until
 from server import Server
 
 TOPIC = "persistent://public/default/"
@@ -91,7 +91,14 @@ class Drill:
         if self.server.process:
             self.server.stop(30)
         self.server.start()
-        return Context(self.server.url, self.server.http)
+        self.context = Context(self.server.url, self.server.http)
+        return self.context
+
+    def held(self):
+        """What the broker says about holding back."""
+        lines = self.context.rest("GET", "/metrics/", raw=True)[1].decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("geminga_offload_"))
+        return {name.split("{")[0]: float(value) for name, value in pairs}
 
     def perf(self, what, *words):
         command = [self.binary, "perf", what, "--url", self.server.url, "--json", *map(str, words)]
@@ -117,13 +124,23 @@ class Drill:
         self.report(self.perf("produce", *flags, "--messages", count))
         context = self.restart()
         # A ledger is closed by its topic's next owner; one more message opens the next.
-        self.report(self.perf("produce", *flags, "--messages", topics))
+        for name in self.names(prefix, topics):
+            self.report(self.perf("produce", "--topic", name, "--messages", 1, "--rate", 0))
         for name in self.names(prefix, topics):
             last = context.rest("GET", context.path(name) + "/internalStats")[1]["ledgers"][-1]["ledgerId"]
             check(context.status("PUT", context.path(name) + "/offload", {"ledgerId": last, "entryId": 0}) == 204, "offload")
         for name in self.names(prefix, topics):
             wait_offloaded(context, name)
+        # Bookies are asked before the store: nothing is measured before they have nothing left.
+        until("bookie copies go", lambda: self.fetched(prefix, topics, count) > 0.9, 120)
         return count
+
+    def fetched(self, prefix, topics, count):
+        """Share of the bytes that a read of everything has from the store."""
+        self.restart()
+        self.shaper.set()
+        self.report(self.consume(prefix, topics, count))
+        return self.shaper.counts()["get_bytes"] / (count * SIZE)
 
     def consume(self, prefix, topics, count):
         self.runs += 1
@@ -147,6 +164,13 @@ class Drill:
               f"(at most {counts['busy_max']}){share}; {per_gb:.0f} GETs per GB, {counts['get_bytes'] / (count * SIZE):.2f} bytes fetched per byte; "
               f"{counts['refused']} refused, {counts['slowed']} slow; CPU s: {used}", flush=True)
         check(seen["messages"] >= count, "everything came back")
+        if limits.get("share_503"):
+            held = self.held()
+            check(counts["refused"] > 0 and held["geminga_offload_store_refused_total"] >= counts["refused"] - counts["busy"],
+                  f"the broker tells of {held['geminga_offload_store_refused_total']:.0f} refusals, at most {held['geminga_offload_rate_limit']:.1f} "
+                  f"requests a second, {held['geminga_offload_held_seconds_total']:.1f} s held back")
+            reason = self.context.rest("GET", self.context.path(self.names(prefix, topics)[0]) + "/stats")[1].get("offloadWaitReason") or ""
+            check(reason.startswith("GM-4025"), f"the topic's stats say why it waits: {reason}")
         return per_gb
 
     def first(self, topic, limits):

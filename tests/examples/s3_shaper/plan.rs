@@ -137,7 +137,7 @@ impl Shared {
         let mean = if span > 0.0 { counts.busy_seconds / span } else { 0.0 };
         serde_json::json!({
             "gets": counts.gets, "puts": counts.puts, "others": counts.others, "get_bytes": counts.get_bytes,
-            "refused": counts.refused, "slowed": counts.slowed, "busy_max": counts.busy_max, "busy_mean": mean, "span_s": span,
+            "busy": counts.busy, "refused": counts.refused, "slowed": counts.slowed, "busy_max": counts.busy_max, "busy_mean": mean, "span_s": span,
         })
         .to_string()
     }
