@@ -59,12 +59,25 @@ impl Ahead {
         let others = if known.is_some() { self.places.values().filter(reading).count() as u64 } else { 0 };
         let share = WINDOW_MAX.min(self.budget / (others + 1)).max(RUN.0);
         let bytes = known.map_or(0, |before| (before.window.max(asked) * GROWTH).min(share));
-        Window { bytes, run: if bytes >= WINDOW_MAX { RUN.1 } else { bytes.clamp(FIRST_MAX, RUN.0) } }
+        let run = match bytes {
+            // All that one who is new asks for comes by one request.
+            0 => RUN.0,
+            WINDOW_MAX.. => RUN.1,
+            grown => grown.clamp(FIRST_MAX, RUN.0),
+        };
+        Window { bytes, run }
     }
 
     /// Whether a reader is expected at this block.
     pub(super) fn expects(&self, at: BlockKey) -> bool {
         self.places.contains_key(&at)
+    }
+
+    /// The reader that was expected at one block is so at another.
+    pub(super) fn moved(&mut self, from: BlockKey, to: BlockKey) {
+        if let Some(place) = self.places.remove(&from) {
+            self.expect(to, place.window, place.seen);
+        }
     }
 
     /// The reader is expected at this block, with so much before it.
@@ -100,7 +113,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            [(0, 1024), (400, 1024), (1600, 1600), (6400, 6400), (25_600, 8192), (65_536, 16_384)]
+            [(0, 8192), (400, 1024), (1600, 1600), (6400, 6400), (25_600, 8192), (65_536, 16_384)]
         );
         assert_eq!(ahead.take(at(1, 60), 1, Mono::ZERO).bytes, 0, "it is new there");
     }

@@ -152,15 +152,32 @@ impl Reader {
         let last = last.min(EntryId(footer.entries - 1));
         let to = footer.block_of(last).ok_or_else(gone)? + 1;
         let wanted = self.prepare(target, &footer, (from..to, bytes_max as u64), next);
-        let mut entries = Vec::new();
-        let mut bytes = 0;
+        let entries = self.entries(target, &footer, (first, last), (wanted.clone(), bytes_max)).await?;
+        let next = entries.last().ok_or_else(gone)?.id.next();
+        // It goes on where it ended, which may be before what was wanted: what is on its way is left for the next read.
+        if let Some(ended) = footer.block_of(next).filter(|_| next.0 < footer.entries) {
+            let object = target.object.attempt;
+            self.0.ahead.lock().moved((object, wanted.end), (object, ended));
+        }
+        Ok(entries)
+    }
+
+    /// Entries of blocks that are there; only the first is waited for.
+    async fn entries(
+        &self,
+        target: &Target,
+        footer: &Arc<Footer>,
+        (first, last): (EntryId, EntryId),
+        (wanted, bytes_max): (Range<usize>, usize),
+    ) -> Result<Vec<Entry>, ObjectError> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         for nth in wanted {
             let found = self.0.cache.lock().get((target.object.attempt, nth));
             let block = match found {
                 Some(Found::Here(block)) => block,
                 Some(Found::Coming(flight)) if entries.is_empty() => of_run(&flight.await?, nth)?,
                 // Evicted between two looks; nothing else can lack the first block.
-                None if entries.is_empty() => of_run(&self.fetch(target, &footer, nth..nth + 1).await?, nth)?,
+                None if entries.is_empty() => of_run(&self.fetch(target, footer, nth..nth + 1).await?, nth)?,
                 _ => break,
             };
             for entry in block.iter().filter(|entry| (first..=last).contains(&entry.id)) {
@@ -171,7 +188,7 @@ impl Reader {
                 entries.push(entry.clone());
             }
         }
-        if entries.is_empty() { Err(gone()) } else { Ok(entries) }
+        Ok(entries)
     }
 
     /// The index of an object: by itself enough for a search by time.
@@ -330,8 +347,11 @@ impl Shared {
         let footer = footer?;
         let rows = footer.rows.iter().take_while(|row| row.range().end <= end).count();
         if let (Ok(head), Some(first)) = (head, footer.rows.first()) {
-            let blocks =
-                if first.offset == begin { opened(&key, &head, &footer.rows[..rows]) } else { Ok(vec![]) };
+            let blocks = if first.offset == begin {
+                opened(&key, &head, &footer.rows[..rows]).await
+            } else {
+                Ok(vec![])
+            };
             for (nth, block) in blocks?.into_iter().enumerate() {
                 self.cache.lock().add((target.object.attempt, nth), block);
             }
@@ -347,7 +367,7 @@ impl Shared {
         rows: &[Row],
     ) -> Result<Vec<Block>, ObjectError> {
         let bytes = self.bytes(topic, key, span).await?;
-        opened(key, &bytes, rows)
+        opened(key, &bytes, rows).await
     }
 
     async fn bytes(&self, topic: TopicId, key: &str, span: Range<u64>) -> Result<Bytes, ObjectError> {
@@ -391,7 +411,7 @@ impl Indexes {
 }
 
 /// Blocks of an answer that begins with the first of them.
-fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, ObjectError> {
+async fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, ObjectError> {
     let mut blocks = Vec::with_capacity(rows.len());
     for row in rows {
         let at = (row.offset - rows[0].offset) as usize;
@@ -400,6 +420,8 @@ fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, ObjectEr
         let entries = block::open_at(block, row);
         let entries = entries.map_err(|error| ObjectError::Format { key: key.to_owned(), error })?;
         blocks.push(Arc::new(entries));
+        // Megabytes of copying and checking at a stretch would keep publishers from this thread.
+        tokio::task::yield_now().await;
     }
     Ok(blocks)
 }

@@ -167,6 +167,20 @@ async fn where_a_topic_goes_on_is_fetched_before_its_reader_arrives() {
 }
 
 #[tokio::test]
+async fn a_reader_that_is_given_less_than_it_asked_for_still_reads_on() {
+    // It always asks for 8 MiB, as a topic does, and gets what is there: it ends before what it wanted.
+    let rig = rig(4096, 16 << 10, 512 << 10, 128 << 20).await;
+    rig.blobs.go_far();
+    let mut next = 0;
+    while next < 4096 {
+        next += rig.read(next, 8 << 20).await.len() as u64;
+    }
+    let reads = rig.blobs.reads();
+    let bytes: Vec<_> = reads.iter().map(|read| (read.1.end - read.1.start) >> 10).collect();
+    assert!(reads.len() <= 12, "{} requests for 64 MiB: {bytes:?} KiB", reads.len());
+}
+
+#[tokio::test]
 async fn a_reader_that_is_new_somewhere_does_not_wait_for_a_whole_window() {
     let rig = rig(4096, 16 << 10, 64 << 10, 256 << 20).await;
     rig.read(0, 1).await;
