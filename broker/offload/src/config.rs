@@ -32,7 +32,8 @@ pub struct Config {
     /// Leave the names of topics out of objects. Default false. Keys never hold names, whatever this says; without names in the
     /// objects a topic cannot be attached again by name from the bucket alone.
     pub hide_names: bool,
-    /// Bytes of blocks kept for readers of offloaded ledgers. Default 64 MiB, at least 16 MiB. Readers of different topics share it.
+    /// Bytes of blocks kept for readers of offloaded ledgers. Default 128 MiB, at least 16 MiB. Readers of different topics share it;
+    /// half of it may be on its way before they ask, and with less than 128 MiB a single reader gets less than it could.
     pub cache: ByteSize,
     /// Uploads at a time. Default 2, 1 to 64.
     pub uploads_max: usize,
@@ -63,7 +64,7 @@ impl Default for Config {
             part_size: ByteSize(8 << 20),
             compression: Compression::None,
             hide_names: false,
-            cache: ByteSize(64 << 20),
+            cache: ByteSize(128 << 20),
             uploads_max: 2,
             deletion_lag_s: 600,
             attempt_timeout_s: 3_600,

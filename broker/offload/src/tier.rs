@@ -1,7 +1,7 @@
 //! Everything a broker needs of the object store, in one place.
 
 use crate::blob::store::{self, SetUpError};
-use crate::blob::{BlobError, Blobs};
+use crate::blob::{BlobError, Blobs, Throttled};
 use crate::config::Config;
 use crate::identity::Refusal;
 use crate::identity::guard::{Guarded, Place};
@@ -127,6 +127,20 @@ impl Tier {
     #[must_use]
     pub fn driver(&self) -> &'static str {
         if self.config.url.starts_with("file:") { "filesystem" } else { "aws-s3" }
+    }
+
+    /// Whether and how the store is asked less because it said that it was too much.
+    #[must_use]
+    pub fn throttled(&self) -> Throttled {
+        self.blobs.throttled()
+    }
+
+    /// What holds back everything that goes to the store, in words with its code; `None` while nothing does.
+    #[must_use]
+    pub fn throttled_reason(&self) -> Option<String> {
+        let rate = self.throttled().rate?;
+        let code = Code::OBJECT_STORE_SLOW_DOWN;
+        Some(format!("{code}: the object store asks for fewer requests; {rate:.0} a second are sent at most"))
     }
 
     /// Looks at an object whose ledger's bookie copies are to go; waits for its turn.

@@ -298,6 +298,10 @@ impl BrokerApi for Admin {
         async move { self.ask(topic, None, Request::Trim).await }.boxed()
     }
 
+    fn offload_throttled(&self) -> Option<geminga_offload::blob::Throttled> {
+        self.0.tier.as_ref().map(|tier| tier.throttled())
+    }
+
     fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
         self.0.tier.as_ref().map(|tier| tier.meters.of_others())
     }

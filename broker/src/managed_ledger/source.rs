@@ -3,6 +3,7 @@
 //! of bookies proved it and there is no object.
 
 use super::adopt::Holders;
+use super::state::Segment;
 use super::*;
 use geminga_bookie_client::entry;
 use geminga_bookie_client::ledgers::{LedgerView, ReadError as LedgerReadError};
@@ -10,6 +11,7 @@ use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::EntryId;
 use geminga_offload::format::footer::Footer;
 use geminga_offload::reader::{Reader, Target};
+use geminga_offload::state::Offload;
 
 /// A ledger of the chain, as it can be read.
 #[derive(Clone)]
@@ -18,6 +20,8 @@ pub(super) struct LedgerSource {
     ledger: LedgerId,
     view: Option<LedgerView>,
     object: Option<(Reader, Target)>,
+    /// The object of the ledger behind it, if that lies in the store alone.
+    next: Option<Target>,
     /// It lies in an object store only, and there is none here.
     lacks_store: bool,
 }
@@ -30,14 +34,31 @@ impl ManagedLedger {
             (Some(writer), _) if writer.ledger() == ledger => view = Some(writer.view()),
             (_, Some(segment)) => {
                 view = segment.offload.on_bookies().then(|| segment.ledger().view());
-                let target = |object| Target { topic: self.state.topic_id, ledger, object };
                 let reader = self.deps.tier.as_ref().map(|tier| tier.reader.clone());
-                object = reader.zip(segment.offload.object().copied().map(target));
+                object = reader.zip(self.target(segment));
                 lacks_store = view.is_none() && object.is_none();
             }
             (_, None) => {}
         }
-        LedgerSource { holders: self.holders(), ledger, view, object, lacks_store }
+        let next = object.as_ref().and_then(|_| self.behind(ledger));
+        LedgerSource { holders: self.holders(), ledger, view, object, next, lacks_store }
+    }
+
+    /// Whether any of its ledgers is on its way to the object store, or there.
+    pub fn uses_store(&self) -> bool {
+        self.state.segments().iter().any(|segment| segment.offload != Offload::Bookies)
+    }
+
+    fn target(&self, segment: &Segment) -> Option<Target> {
+        let object = *segment.offload.object()?;
+        Some(Target { topic: self.state.topic_id, ledger: segment.id(), object })
+    }
+
+    /// Where a reader goes on behind a ledger, if bookies do not have that.
+    fn behind(&self, ledger: LedgerId) -> Option<Target> {
+        let segments = self.state.segments();
+        let next = segments.get(segments.partition_point(|segment| segment.id() <= ledger))?;
+        self.target(next).filter(|_| !next.offload.on_bookies())
     }
 }
 
@@ -71,7 +92,7 @@ impl LedgerSource {
             }
         }
         let Some((reader, target)) = &self.object else { return Err(failed) };
-        match reader.read(target, first, last, bytes_max).await {
+        match reader.read(target, first, last, bytes_max, self.next.as_ref()).await {
             Ok(entries) => self.checked(first, last, self.opened(entries)),
             Err(error) => Err(ReadError::ObjectStore(at, error.to_string())),
         }

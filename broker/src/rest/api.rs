@@ -200,6 +200,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
         None
     }
+    /// Whether and how the object store is asked less because it said that it was too much; `None` without one.
+    fn offload_throttled(&self) -> Option<geminga_offload::blob::Throttled> {
+        None
+    }
     /// Creates a topic. [`ApiError::Exists`] when it is there.
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes a topic and its ledgers. Without `force`, [`ApiError::Busy`] while clients are connected.

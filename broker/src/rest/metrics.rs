@@ -88,6 +88,15 @@ fn offload_lines(families: &mut Families, labels: &str, figures: &Figures) {
     }
 }
 
+/// What an object store that asked for fewer requests costs: of the whole process, because it has one rate.
+fn throttled_lines(families: &mut Families, labels: &str, told: &geminga_offload::blob::Throttled) {
+    families.add_as("geminga_offload_store_refused", "counter", "_total", labels, told.refused as f64);
+    families.add_as("geminga_offload_requests_held", "counter", "_total", labels, told.held as f64);
+    families.add_as("geminga_offload_held_seconds", "counter", "_total", labels, told.held_us as f64 / 1e6);
+    // 0: there is no limit.
+    families.add("geminga_offload_rate_limit", "gauge", labels, told.rate.unwrap_or(0.0));
+}
+
 /// The text for a snapshot.
 pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
     let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
@@ -124,6 +133,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     if let Some(figures) = rest.broker.offload_of_others() {
         let labels = format!("{cluster},namespace=\"unknown\",topic=\"unknown\"");
         offload_lines(&mut families, &labels, &figures);
+    }
+    if let Some(told) = rest.broker.offload_throttled() {
+        throttled_lines(&mut families, &cluster, &told);
     }
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);

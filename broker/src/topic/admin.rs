@@ -207,7 +207,7 @@ impl Worker {
             publishers: publishers.collect(),
             subscriptions: self.subscriptions.values().map(|sub| self.subscription_snapshot(sub)).collect(),
             lifecycle: self.lifecycle_figures(),
-            offload: self.offloading.figures(),
+            offload: self.offload_figures(),
             ledger: self.ledger.stats(),
         }
     }

@@ -100,6 +100,15 @@ impl Offloading {
 }
 
 impl Worker {
+    /// What stats tell; where nothing failed, what makes the object store slow is why uploads and readers wait.
+    pub(super) fn offload_figures(&self) -> OffloadFigures {
+        let mut figures = self.offloading.figures();
+        if figures.wait.is_none() && self.ledger.uses_store() {
+            figures.wait = self.broker.tier.as_ref().and_then(|tier| tier.throttled_reason());
+        }
+        figures
+    }
+
     /// Decides and has done what is due; called after every turn.
     pub(super) fn offload(&mut self) {
         if self.broker.tier.is_none() || self.is_ending() {

@@ -9,12 +9,14 @@
 //! | [`store`] | real stores by URL, and what they have in common |
 //! | `s3` | S3: writes that expire, uploads under a key |
 //! | `directory` | a local directory |
+//! | `pace` | how fast a store is asked that answers that it is too much |
 //! | [`sim`] | a store in memory with faults, for tests |
 //! | `conformance` | what every store must do, run on each |
 
 #[cfg(test)]
 mod conformance;
 mod directory;
+mod pace;
 mod s3;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
@@ -26,6 +28,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use geminga_common::error::{Code, Coded};
+pub use pace::Throttled;
 use std::ops::Range;
 
 /// Why a call to the store did not give its answer.
@@ -95,6 +98,10 @@ pub trait Blobs: Send + Sync + 'static {
     /// there. A store of its own always may.
     fn ready(&self) -> Answer<'_, ()> {
         std::future::ready(Ok(())).boxed()
+    }
+    /// Whether and how it holds requests back because it answered that there were too many.
+    fn throttled(&self) -> Throttled {
+        Throttled::default()
     }
     /// Stores a whole object where there is none; answers whether this call did. It never replaces one: S3 is asked by
     /// `If-None-Match`. For the few bytes that say whose store it is; objects of ledgers need no condition.

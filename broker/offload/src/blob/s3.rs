@@ -8,6 +8,7 @@
 //! Credentials come the way the ecosystem gives them: environment, web identity, container or instance role; they are never
 //! configuration of ours and never logged. URLs that carry a signature are not logged either.
 
+use super::pace::{Paced, Throttled};
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::{Config, shown};
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody};
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
 use object_store::signer::{Method, SignedUrlOptions, Signer as _, Url};
@@ -43,6 +44,7 @@ const SIGNED_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) struct S3 {
     store: AmazonS3,
     http: HttpClient,
+    paced: Paced,
     clock: Arc<dyn Clock>,
     /// With its slash, or empty.
     prefix: String,
@@ -126,7 +128,9 @@ impl S3 {
             .with_allow_http(config.endpoint.starts_with("http://"));
         let retry =
             RetryConfig { max_retries: RETRIES.0, retry_timeout: RETRIES.1, ..RetryConfig::default() };
+        let paced = Paced::new(clock.clone());
         let mut builder = AmazonS3Builder::from_env()
+            .with_http_connector(paced.clone())
             .with_bucket_name(bucket)
             .with_client_options(client.clone())
             .with_retry(retry)
@@ -139,9 +143,9 @@ impl S3 {
         }
         let refused = |error| SetUpError::Client(config.place(), error);
         let store = builder.build().map_err(refused)?;
-        let http = ReqwestConnector::default().connect(&client).map_err(refused)?;
+        let http = paced.connect(&client).map_err(refused)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { store, http, clock, prefix })
+        Ok(Self { store, http, paced, clock, prefix })
     }
 
     fn path(&self, key: &str) -> Path {
@@ -237,6 +241,10 @@ fn code(body: &[u8]) -> String {
 }
 
 impl Blobs for S3 {
+    fn throttled(&self) -> Throttled {
+        self.paced.told()
+    }
+
     fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
         store::create(&self.store, self.path(key), key, bytes)
     }

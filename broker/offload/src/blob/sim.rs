@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What happens to one step.
@@ -78,6 +79,7 @@ struct Inner {
     next: u64,
     deleted: Vec<String>,
     reads: Vec<(String, Range<u64>)>,
+    far: bool,
 }
 
 type Deed = Box<dyn FnOnce(&mut Inner) + Send>;
@@ -141,6 +143,11 @@ impl SimBlobs {
     #[must_use]
     pub fn reads(&self) -> Vec<(String, Range<u64>)> {
         std::mem::take(&mut self.inner.lock().reads)
+    }
+
+    /// From now on a ranged read takes 3 ms and one for each MiB, as from a store that is far away.
+    pub fn go_far(&self) {
+        self.inner.lock().far = true;
     }
 
     /// Changes an object behind everybody's back.
@@ -278,13 +285,21 @@ impl Blobs for SimBlobs {
 
     fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         let owned = key.to_owned();
-        self.step(key, move |inner| {
+        let far = self.inner.lock().far;
+        let pause = Duration::from_millis(3 + ((range.end - range.start) >> 20));
+        let read = self.step(key, move |inner| {
             inner.reads.push((owned.clone(), range.clone()));
             let bytes = inner.objects.get(&owned).ok_or_else(|| BlobError::Absent(owned.clone()))?;
             let (from, to) = (range.start as usize, range.end as usize);
             let short =
                 || BlobError::Failed { key: owned.clone(), reason: "the object ends before".to_owned() };
             if to > bytes.len() { Err(short()) } else { Ok(bytes.slice(from..to)) }
+        });
+        Box::pin(async move {
+            if far {
+                tokio::time::sleep(pause).await;
+            }
+            read.await
         })
     }
 

@@ -5,7 +5,7 @@
 //! one asking, and each gets the reason; the right store is used as soon as it is back.
 
 use super::{InBucket, Recorded, Refusal, Step, StoreId, Tag, TagError, decide, look};
-use crate::blob::{Answer, BlobError, Blobs, Listed, Part, UploadId};
+use crate::blob::{Answer, BlobError, Blobs, Listed, Part, Throttled, UploadId};
 use crate::key;
 use crate::mutant::{Mutant, active};
 use bytes::Bytes;
@@ -239,6 +239,9 @@ macro_rules! guarded {
 impl Blobs for Guarded {
     fn ready(&self) -> Answer<'_, ()> {
         self.looked_at().boxed()
+    }
+    fn throttled(&self) -> Throttled {
+        self.blobs.throttled()
     }
     fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> Answer<'a, bool> {
         guarded!(self, self.blobs.create(key, bytes))

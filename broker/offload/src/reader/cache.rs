@@ -1,6 +1,7 @@
 //! Blocks in memory under one budget of bytes, and what is on its way into it. Pure but for the futures it keeps; nothing is
 //! awaited under its lock.
 
+use super::AHEAD_SHARE;
 use crate::format::block::Entry;
 use crate::key::AttemptId;
 use crate::verify::ObjectError;
@@ -22,7 +23,18 @@ pub(super) type Run = Arc<(usize, Vec<Block>)>;
 
 enum Slot {
     Coming(u64, Flight<Run>),
-    Here { block: Block, bytes: usize, used: bool },
+    Here { block: Block, bytes: usize, turn: Turn },
+}
+
+/// Whether a block gets another turn before it is dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Fetched and read by nobody yet: somebody is on the way to it.
+    Awaited,
+    /// Read once, as a scan does, or its turn is over: the next to go.
+    Over,
+    /// Read again.
+    Wanted,
 }
 
 /// Where a block is.
@@ -57,8 +69,8 @@ impl Cache {
     pub(super) fn get(&mut self, key: BlockKey) -> Option<Found> {
         match self.slots.get_mut(&key)? {
             Slot::Coming(_, flight) => Some(Found::Coming(flight.clone())),
-            Slot::Here { block, used, .. } => {
-                *used = true;
+            Slot::Here { block, turn, .. } => {
+                *turn = if *turn == Turn::Awaited { Turn::Over } else { Turn::Wanted };
                 Some(Found::Here(block.clone()))
             }
         }
@@ -75,7 +87,7 @@ impl Cache {
 
     /// Whether so many more bytes may be fetched for the future: what is wanted now always may.
     pub(super) fn room_ahead(&self, bytes: usize) -> bool {
-        self.coming_bytes + bytes <= self.limit / 4
+        self.coming_bytes + bytes <= self.limit / AHEAD_SHARE
     }
 
     /// Blocks of a request that is under way; the answer names it.
@@ -117,19 +129,26 @@ impl Cache {
         }
     }
 
+    /// A block that came by itself, unless it is there or coming.
+    pub(super) fn add(&mut self, key: BlockKey, block: Block) {
+        if !self.knows(key) {
+            self.put(key, block);
+        }
+    }
+
     fn put(&mut self, key: BlockKey, block: Block) {
         let bytes = block.iter().map(|entry| entry.payload.len() + ENTRY_BYTES).sum();
         self.bytes += bytes;
-        self.slots.insert(key, Slot::Here { block, bytes, used: false });
+        self.slots.insert(key, Slot::Here { block, bytes, turn: Turn::Awaited });
         self.order.push_back(key);
-        // A block that was used since it was looked at last gets another turn; the newest is never dropped.
+        // The newest is never dropped.
         let mut turns = self.order.len();
         while self.bytes > self.limit && self.order.len() > 1 {
             let Some(oldest) = self.order.pop_front() else { return };
             turns = turns.saturating_sub(1);
             match self.slots.get_mut(&oldest) {
-                Some(Slot::Here { used, .. }) if *used && turns > 0 => {
-                    *used = false;
+                Some(Slot::Here { turn, .. }) if *turn != Turn::Over && turns > 0 => {
+                    *turn = Turn::Over;
                     self.order.push_back(oldest);
                 }
                 Some(Slot::Here { bytes, .. }) => {

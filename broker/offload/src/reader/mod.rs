@@ -1,24 +1,28 @@
 //! Reads entries back from offloaded ledgers: ranged requests of whole blocks, one for a run of blocks however many readers wait
 //! for them, a cache of blocks under one budget, and read-ahead that grows while a reader reads on.
 //!
-//! A reader that begins anywhere gets its block by one request of about what it asked for, so the first entry is there after one
-//! round trip (two with an index that is not in memory). One that reads on has up to [`AHEAD_MAX`] under way before it, in
-//! requests of [`RUN_BYTES`], which is what a store's connections are fast with. Whatever goes wrong is an error of this read:
-//! nothing here says that an entry does not exist.
+//! A reader that begins anywhere gets its block by one small request, so the first entry is there after one round trip: an index
+//! that is not in memory comes together with the object's first bytes, and costs a second one elsewhere only. One that reads on
+//! has up to [`WINDOW_MAX`] under way before it, also into the ledger behind (`ahead.rs`). Whatever goes wrong is an error of
+//! this read: nothing here says that an entry does not exist.
 
+mod ahead;
 mod cache;
 #[cfg(test)]
 mod tests;
 
 use crate::blob::Blobs;
+use crate::format::HEADER_LEN;
 use crate::format::block::{self, Entry};
 use crate::format::footer::{Footer, Row};
 use crate::key::AttemptId;
 use crate::meters::Meters;
 use crate::state::ObjectRef;
-use crate::verify::{self, ObjectError, RUN_BYTES};
+use crate::verify::{self, ObjectError};
+pub use ahead::WINDOW_MAX;
+use ahead::{Ahead, FIRST_MAX, Window};
 use bytes::Bytes;
-use cache::{Block, BlockKey, Cache, Flight, Found, Run};
+use cache::{Block, Cache, Flight, Found, Run};
 use futures::FutureExt as _;
 use geminga_common::ids::{EntryId, LedgerId, TopicId};
 use geminga_common::tasks::{OnFailure, TaskGroup};
@@ -28,10 +32,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most bytes that are fetched before a reader asks for them.
-pub const AHEAD_MAX: u64 = 32 << 20;
-/// Readers whose place is remembered; above it the oldest start small again.
-const READERS_MAX: usize = 1024;
+/// Share of the cache that may be on its way for readers who have not asked yet.
+const AHEAD_SHARE: usize = 2;
 /// Share of the cache that indexes may take.
 const FOOTER_SHARE: usize = 8;
 
@@ -66,13 +68,6 @@ struct Indexes {
     known: HashMap<AttemptId, (Flight<Arc<Footer>>, usize)>,
     order: VecDeque<AttemptId>,
     bytes: usize,
-}
-
-/// A reader is known by the block it is expected at.
-#[derive(Default)]
-struct Ahead {
-    windows: HashMap<BlockKey, u64>,
-    order: VecDeque<BlockKey>,
 }
 
 struct Shared {
@@ -116,7 +111,7 @@ impl Reader {
             indexes: Mutex::default(),
             cache: Mutex::new(Cache::new(cache_bytes)),
             deciding: Mutex::default(),
-            ahead: Mutex::default(),
+            ahead: Mutex::new(Ahead::new((cache_bytes / AHEAD_SHARE) as u64)),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -139,7 +134,7 @@ impl Reader {
     }
 
     /// Reads on from `first` up to `last`: at least one entry, and no more than about `bytes_max` beyond it. Entries that need
-    /// a further request are left for the next read.
+    /// a further request are left for the next read. A reader that goes on has `next`, where its topic goes on, fetched as well.
     ///
     /// # Errors
     /// The store does not answer, or the object is damaged.
@@ -149,23 +144,40 @@ impl Reader {
         first: EntryId,
         last: EntryId,
         bytes_max: usize,
+        next: Option<&Target>,
     ) -> Result<Vec<Entry>, ObjectError> {
-        let footer = self.footer(target).await?;
+        let footer = self.index(target, first == EntryId(0)).await?;
         let gone = || ObjectError::Other { key: self.key(target), what: "its entries" };
         let from = footer.block_of(first).ok_or_else(gone)?;
         let last = last.min(EntryId(footer.entries - 1));
         let to = footer.block_of(last).ok_or_else(gone)? + 1;
-        let wanted = from..within(&footer.rows, from..to, bytes_max as u64);
-        self.prepare(target, &footer, wanted.clone());
-        let mut entries = Vec::new();
-        let mut bytes = 0;
+        let wanted = self.prepare(target, &footer, (from..to, bytes_max as u64), next);
+        let entries = self.entries(target, &footer, (first, last), (wanted.clone(), bytes_max)).await?;
+        let next = entries.last().ok_or_else(gone)?.id.next();
+        // It goes on where it ended, which may be before what was wanted: what is on its way is left for the next read.
+        if let Some(ended) = footer.block_of(next).filter(|_| next.0 < footer.entries) {
+            let object = target.object.attempt;
+            self.0.ahead.lock().moved((object, wanted.end), (object, ended));
+        }
+        Ok(entries)
+    }
+
+    /// Entries of blocks that are there; only the first is waited for.
+    async fn entries(
+        &self,
+        target: &Target,
+        footer: &Arc<Footer>,
+        (first, last): (EntryId, EntryId),
+        (wanted, bytes_max): (Range<usize>, usize),
+    ) -> Result<Vec<Entry>, ObjectError> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         for nth in wanted {
             let found = self.0.cache.lock().get((target.object.attempt, nth));
             let block = match found {
                 Some(Found::Here(block)) => block,
                 Some(Found::Coming(flight)) if entries.is_empty() => of_run(&flight.await?, nth)?,
                 // Evicted between two looks; nothing else can lack the first block.
-                None if entries.is_empty() => of_run(&self.fetch(target, &footer, nth..nth + 1).await?, nth)?,
+                None if entries.is_empty() => of_run(&self.fetch(target, footer, nth..nth + 1).await?, nth)?,
                 _ => break,
             };
             for entry in block.iter().filter(|entry| (first..=last).contains(&entry.id)) {
@@ -176,7 +188,7 @@ impl Reader {
                 entries.push(entry.clone());
             }
         }
-        if entries.is_empty() { Err(gone()) } else { Ok(entries) }
+        Ok(entries)
     }
 
     /// The index of an object: by itself enough for a search by time.
@@ -184,6 +196,11 @@ impl Reader {
     /// # Errors
     /// As [`Self::read`].
     pub async fn footer(&self, target: &Target) -> Result<Arc<Footer>, ObjectError> {
+        self.index(target, false).await
+    }
+
+    /// The index; with the object's first blocks, if it has to be fetched.
+    async fn index(&self, target: &Target, with_head: bool) -> Result<Arc<Footer>, ObjectError> {
         let id = target.object.attempt;
         let flight = {
             let mut indexes = self.0.indexes.lock();
@@ -191,7 +208,14 @@ impl Reader {
                 Some((flight, _)) => flight.clone(),
                 None => {
                     let (shared, target) = (self.0.clone(), *target);
-                    let load = async move { shared.load_footer(target).await.map(Arc::new) };
+                    let load = async move {
+                        if with_head {
+                            shared.load_with_head(target).await
+                        } else {
+                            shared.load_footer(target).await
+                        }
+                        .map(Arc::new)
+                    };
                     let flight: Flight<Arc<Footer>> = load.boxed().shared();
                     let bytes = (target.object.shape.size - target.object.shape.footer_offset) as usize;
                     indexes.insert(id, flight.clone(), bytes, self.0.indexes_limit);
@@ -210,61 +234,72 @@ impl Reader {
         target.object.key(&self.0.cluster, target.topic, target.ledger)
     }
 
-    /// Sends requests for what is wanted and not there, and for what will be wanted soon.
-    fn prepare(&self, target: &Target, footer: &Arc<Footer>, wanted: Range<usize>) {
-        let object = target.object.attempt;
+    /// Sends requests for what is wanted and not there, and for what will be wanted soon; answers what is wanted.
+    fn prepare(
+        &self,
+        target: &Target,
+        footer: &Arc<Footer>,
+        (asked, bytes_max): (Range<usize>, u64),
+        next: Option<&Target>,
+    ) -> Range<usize> {
+        let (object, rows, now) = (target.object.attempt, &footer.rows, self.0.meters.now());
         let _deciding = self.0.deciding.lock();
-        let window = self.window(object, &wanted, &footer.rows);
-        let soon = wanted.end..within(&footer.rows, wanted.end..footer.rows.len(), window);
-        let (now, later): (Vec<Range<usize>>, Vec<Range<usize>>) = {
-            let cache = self.0.cache.lock();
-            let missing = |blocks: Range<usize>| {
-                let known = |nth: &usize| !cache.knows((object, *nth));
-                blocks.filter(known).collect::<Vec<_>>()
-            };
-            let (now, mut later) = (missing(wanted.clone()), missing(soon));
-            // Small requests ahead cost as much as large ones: they wait until there is a whole one, or the ledger ends.
-            let whole = later.last().is_none_or(|last| {
-                let bytes = footer.rows[*last].range().end - footer.rows[later[0]].offset;
-                *last + 1 == footer.rows.len() || bytes >= RUN_BYTES / 2
-            });
-            if !whole {
-                later.clear();
-            }
-            (grouped(&footer.rows, &now), grouped(&footer.rows, &later))
-        };
-        let hits = wanted.len() - now.iter().map(ExactSizeIterator::len).sum::<usize>();
-        self.0.hits.fetch_add(hits as u64, Ordering::Relaxed);
-        for run in now {
+        let window = self.0.ahead.lock().take((object, asked.start), bytes_max, now);
+        let bytes = if window.bytes == 0 { bytes_max.min(FIRST_MAX) } else { bytes_max };
+        let wanted = asked.start..within(rows, asked, bytes);
+        self.0.ahead.lock().expect((object, wanted.end), window.bytes, now);
+        let missing = self.missing(object, wanted.clone());
+        self.0.hits.fetch_add((wanted.len() - missing.len()) as u64, Ordering::Relaxed);
+        for run in grouped(rows, &missing, window.run) {
             let _under_way = self.fetch(target, footer, run);
         }
-        for run in later {
-            let bytes = verify::span(&footer.rows[run.clone()]);
-            if self.0.cache.lock().room_ahead((bytes.end - bytes.start) as usize) {
+        self.fetch_ahead(target, footer, wanted.end, window);
+        let left = rows.get(wanted.end).map_or(0, |row| target.object.shape.footer_offset - row.offset);
+        if let Some(next) = next.filter(|_| window.bytes > left) {
+            self.go_on(*next, Window { bytes: window.bytes - left, ..window }, window.bytes);
+        }
+        wanted
+    }
+
+    fn missing(&self, object: AttemptId, blocks: Range<usize>) -> Vec<usize> {
+        let cache = self.0.cache.lock();
+        blocks.filter(|nth| !cache.knows((object, *nth))).collect()
+    }
+
+    /// Sends requests for what is not there of a window that begins with a block.
+    fn fetch_ahead(&self, target: &Target, footer: &Arc<Footer>, from: usize, window: Window) {
+        let rows = &footer.rows;
+        let soon = from..within(rows, from..rows.len(), window.bytes);
+        for run in grouped(rows, &self.missing(target.object.attempt, soon), window.run) {
+            let span = verify::span(&rows[run.clone()]);
+            // Small requests ahead cost as much as large ones: they wait until there is a whole one, or the ledger ends. Blocks
+            // do not fit a request exactly.
+            let whole = span.end - span.start >= window.run * 3 / 4 || run.end == rows.len();
+            if whole && self.0.cache.lock().room_ahead((span.end - span.start) as usize) {
                 let _under_way = self.fetch(target, footer, run);
             }
         }
     }
 
-    /// How much is to lie before a reader that asks for these blocks: nothing when it is new here, twice as much as before when
-    /// it reads on.
-    fn window(&self, object: AttemptId, wanted: &Range<usize>, rows: &[Row]) -> u64 {
-        let mut ahead = self.0.ahead.lock();
-        // It goes on in the block it ended in, or in the next.
-        let known =
-            [wanted.start, wanted.start + 1].into_iter().find_map(|nth| ahead.windows.remove(&(object, nth)));
-        let asked = verify::span(&rows[wanted.clone()]);
-        let window = known.map_or(0, |before| (before.max(asked.end - asked.start) * 2).min(AHEAD_MAX));
-        let next = (object, wanted.end);
-        if ahead.windows.insert(next, window).is_none() {
-            ahead.order.push_back(next);
-        }
-        while ahead.order.len() > READERS_MAX {
-            if let Some(oldest) = ahead.order.pop_front() {
-                ahead.windows.remove(&oldest);
+    /// A reader will go on in this ledger: its index and its first blocks are fetched, and it is expected there.
+    fn go_on(&self, next: Target, window: Window, whole: u64) {
+        let id = next.object.attempt;
+        if self.0.ahead.lock().expects((id, 0)) {
+            let ready = self.0.indexes.lock().known.get(&id).and_then(|(flight, _)| flight.peek().cloned());
+            if let Some(Ok(footer)) = ready {
+                self.fetch_ahead(&next, &footer, 0, window);
             }
+            return;
         }
-        window
+        self.0.ahead.lock().expect((id, 0), whole, self.0.meters.now());
+        let reader = self.clone();
+        self.0.tasks.spawn("offloaded read", OnFailure::Log, async move {
+            // What fails here is asked for again, and told, by the reader itself.
+            if let Ok(footer) = reader.index(&next, true).await {
+                let _deciding = reader.0.deciding.lock();
+                reader.fetch_ahead(&next, &footer, 0, window);
+            }
+        });
     }
 
     /// One request for a run of blocks; it goes on when nobody waits for it any more.
@@ -301,6 +336,29 @@ impl Shared {
         read
     }
 
+    /// The index and, by a request beside it, as many of the first blocks as fit [`FIRST_MAX`]: nobody knows where blocks end before
+    /// the index is there. A first request that fails is left to those who need its blocks.
+    async fn load_with_head(&self, target: Target) -> Result<Footer, ObjectError> {
+        let key = target.object.key(&self.cluster, target.topic, target.ledger);
+        let begin = HEADER_LEN as u64;
+        let end = target.object.shape.footer_offset.min(begin + FIRST_MAX);
+        let head = self.bytes(target.topic, &key, begin..end);
+        let (footer, head) = tokio::join!(biased; self.load_footer(target), head);
+        let footer = footer?;
+        let rows = footer.rows.iter().take_while(|row| row.range().end <= end).count();
+        if let (Ok(head), Some(first)) = (head, footer.rows.first()) {
+            let blocks = if first.offset == begin {
+                opened(&key, &head, &footer.rows[..rows]).await
+            } else {
+                Ok(vec![])
+            };
+            for (nth, block) in blocks?.into_iter().enumerate() {
+                self.cache.lock().add((target.object.attempt, nth), block);
+            }
+        }
+        Ok(footer)
+    }
+
     async fn load(
         &self,
         topic: TopicId,
@@ -308,23 +366,17 @@ impl Shared {
         span: Range<u64>,
         rows: &[Row],
     ) -> Result<Vec<Block>, ObjectError> {
-        let start = span.start;
+        let bytes = self.bytes(topic, key, span).await?;
+        opened(key, &bytes, rows).await
+    }
+
+    async fn bytes(&self, topic: TopicId, key: &str, span: Range<u64>) -> Result<Bytes, ObjectError> {
         let begun = self.meters.now();
         let read = self.blobs.range(key, span).await;
         self.count(read.as_ref().map_or(0, Bytes::len), read.is_ok());
         let bytes = read.as_ref().ok().map(|bytes| bytes.len() as u64);
         self.meters.read_back(topic, begun, false, bytes);
-        let bytes = read?;
-        let mut blocks = Vec::with_capacity(rows.len());
-        for row in rows {
-            let at = (row.offset - start) as usize;
-            // A block of its own: an entry that is kept somewhere must not keep the whole answer in memory.
-            let block = Bytes::copy_from_slice(&bytes[at..at + row.length as usize]);
-            let entries = block::open_at(block, row);
-            let entries = entries.map_err(|error| ObjectError::Format { key: key.to_owned(), error })?;
-            blocks.push(Arc::new(entries));
-        }
-        Ok(blocks)
+        Ok(read?)
     }
 
     fn count(&self, bytes: usize, good: bool) {
@@ -358,6 +410,22 @@ impl Indexes {
     }
 }
 
+/// Blocks of an answer that begins with the first of them.
+async fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, ObjectError> {
+    let mut blocks = Vec::with_capacity(rows.len());
+    for row in rows {
+        let at = (row.offset - rows[0].offset) as usize;
+        // A block of its own: an entry that is kept somewhere must not keep the whole answer in memory.
+        let block = Bytes::copy_from_slice(&bytes[at..at + row.length as usize]);
+        let entries = block::open_at(block, row);
+        let entries = entries.map_err(|error| ObjectError::Format { key: key.to_owned(), error })?;
+        blocks.push(Arc::new(entries));
+        // Megabytes of copying and checking at a stretch would keep publishers from this thread.
+        tokio::task::yield_now().await;
+    }
+    Ok(blocks)
+}
+
 /// Where a reader of so many bytes ends that begins with the first of these blocks: at least one.
 fn within(rows: &[Row], blocks: Range<usize>, bytes: u64) -> usize {
     let Some(first) = rows.get(blocks.start).filter(|_| bytes > 0) else { return blocks.start };
@@ -366,11 +434,11 @@ fn within(rows: &[Row], blocks: Range<usize>, bytes: u64) -> usize {
 }
 
 /// Blocks that follow each other in one request, unless it grows too large.
-fn grouped(rows: &[Row], blocks: &[usize]) -> Vec<Range<usize>> {
+fn grouped(rows: &[Row], blocks: &[usize], run_bytes: u64) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for stretch in blocks.chunk_by(|a, b| a + 1 == *b) {
         let first = stretch[0];
-        let runs = verify::runs(&rows[first..first + stretch.len()], RUN_BYTES);
+        let runs = verify::runs(&rows[first..first + stretch.len()], run_bytes);
         found.extend(runs.into_iter().map(|run| first + run.start..first + run.end));
     }
     found
