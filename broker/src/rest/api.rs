@@ -200,6 +200,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
         None
     }
+    /// What the object store was asked for on behalf of each tenant, by name.
+    fn offload_bills(&self) -> Vec<(String, geminga_offload::cost::Bill)> {
+        Vec::new()
+    }
     /// Creates a topic. [`ApiError::Exists`] when it is there.
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes a topic and its ledgers. Without `force`, [`ApiError::Busy`] while clients are connected.

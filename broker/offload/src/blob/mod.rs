@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`store`] | real stores by URL, and what they have in common |
 //! | `s3` | S3: writes that expire, uploads under a key |
+//! | `metered` | what S3 is asked for, counted |
 //! | `directory` | a local directory |
 //! | [`sim`] | a store in memory with faults, for tests |
 //! | `conformance` | what every store must do, run on each |
@@ -15,6 +16,7 @@
 #[cfg(test)]
 mod conformance;
 mod directory;
+mod metered;
 mod s3;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;

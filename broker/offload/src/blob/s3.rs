@@ -8,14 +8,16 @@
 //! Credentials come the way the ecosystem gives them: environment, web identity, container or instance role; they are never
 //! configuration of ours and never logged. URLs that carry a signature are not logged either.
 
+use super::metered::Metered;
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::{Config, shown};
+use crate::meters::Meters;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody};
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
 use object_store::signer::{Method, SignedUrlOptions, Signer as _, Url};
@@ -115,6 +117,7 @@ impl S3 {
         bucket: &str,
         prefix: &str,
         clock: Arc<dyn Clock>,
+        meters: Meters,
     ) -> Result<Self, SetUpError> {
         if bucket.is_empty() {
             return Err(SetUpError::Url(shown(&config.url)));
@@ -126,8 +129,10 @@ impl S3 {
             .with_allow_http(config.endpoint.starts_with("http://"));
         let retry =
             RetryConfig { max_retries: RETRIES.0, retry_timeout: RETRIES.1, ..RetryConfig::default() };
+        let connector = Metered::new(meters, bucket);
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
+            .with_http_connector(connector.clone())
             .with_client_options(client.clone())
             .with_retry(retry)
             .with_virtual_hosted_style_request(!config.path_style);
@@ -139,7 +144,7 @@ impl S3 {
         }
         let refused = |error| SetUpError::Client(config.place(), error);
         let store = builder.build().map_err(refused)?;
-        let http = ReqwestConnector::default().connect(&client).map_err(refused)?;
+        let http = connector.connect(&client).map_err(refused)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         Ok(Self { store, http, clock, prefix })
     }
@@ -342,7 +347,7 @@ mod tests {
     async fn real_s3_refuses_what_was_signed_in_time_and_arrives_late() {
         let clock = SystemClock::shared();
         let Some(config) = real_s3("late") else { return };
-        let s3 = S3::open(&config, "conformance", "late", clock.clone()).unwrap();
+        let s3 = S3::open(&config, "conformance", "late", clock.clone(), Meters::new(clock.clone())).unwrap();
         for (method, query) in [(Method::PUT, Vec::new()), (Method::POST, vec![("uploads", String::new())])] {
             let (path, body) = (s3.path("k"), PutPayload::from_static(b""));
             let until_ms = clock.wall_ms() + 2_000;
