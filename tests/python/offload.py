@@ -7,9 +7,11 @@
 The proof that bookies have nothing left: while the S3 server is down nothing is read, and when it is back everything is.
 """
 import argparse
+import collections
 import hashlib
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -18,10 +20,13 @@ import pulsar
 
 from cluster import Cluster
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check, until
+from s3 import BUCKET, KEYS, S3, Proxy, check, until
 from server import Server
 
 SIZE = 16 * 1024
+# What requests are billed as, by their names at the seam for stores.
+BILLED = {"part": "multipart", "begin": "multipart", "complete": "multipart", "abort": "delete", "remove": "delete",
+          "uploads": "list", "list": "list", "size": "head", "range": "get", "put": "put"}
 CONFIG = """
 [%s.offload]
 url = "s3://%s/history"
@@ -97,6 +102,44 @@ def metrics_of_reads(context, topic):
         count = metric(context, topic, f"brk_ledgeroffloader_read_offload_{name}_latency_count")
         spent = metric(context, topic, f"brk_ledgeroffloader_read_offload_{name}_latency_sum")
         check(count > 0 and spent > 0, f"{name} was read {count:.0f} times in {spent:.0f} us")
+
+
+def costs(context, name="geminga_offload_requests_total"):
+    """What the object store was asked for, or the bytes to or from it, by tenant and kind."""
+    found = {}
+    for line in context.rest("GET", "/metrics/", raw=True)[1].decode().splitlines():
+        if line.startswith(name + "{"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            key = (labels["tenant"], labels.get("kind"))
+            if key in found:
+                sys.exit(f"FAILED: {name} has two lines for {key}")
+            found[key] = float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def costs_are_those_of_the_bucket(context, proxy, s3):
+    """Every request that has reached the store is counted, those that it refused and that were repeated as well."""
+    def counted():
+        by_kind = collections.Counter(BILLED[what] for what in proxy.seen)
+        told = collections.Counter()
+        for (_, kind), count in costs(context).items():
+            told[kind] += int(count)
+        return by_kind if by_kind == +told else None
+
+    seen = until("the requests that are told are those that the store has seen", counted, 30)
+    check(proxy.hit == 3, f"{sum(seen.values())} requests are counted, 3 of them refused and repeated: {dict(seen)}")
+    told, sent = costs(context), costs(context, "geminga_offload_sent_bytes_total")
+    received = costs(context, "geminga_offload_received_bytes_total")[("public", None)]
+    objects = s3.objects()
+    stored = sum((s3.root / "objects" / name).stat().st_size for name in objects)
+    check(told[("public", "multipart")] >= 3 * len(objects), "uploads are charged to the topic's tenant")
+    check(told[("unknown", "get")] > 0 and told[("unknown", "multipart")] == 0, "the store's identity is charged to nobody")
+    # One part was sent twice; each object was read back whole.
+    part = max(sent[("public", None)] - stored, 0)
+    check(0 < part <= 9 << 20, f"{sent[('public', None)]:.0f} bytes sent for {stored} stored: one part twice")
+    check(stored <= received <= stored * 1.05, f"{received:.0f} bytes received: each object was read back once")
+    requests = sum(count for (tenant, _), count in told.items() if tenant == "public")
+    print(f"figure: {requests / (stored / 1e9):.0f} requests per GB in objects of {stored / len(objects) / 1e6:.1f} MB", flush=True)
 
 
 def wait_offloaded(context, topic):
@@ -185,14 +228,20 @@ def main():
 def alone(arguments, root):
     s3 = S3(f"{root}/s3").start()
     config = pathlib.Path(root) / "server.toml"
-    config.write_text(CONFIG % ("standalone", BUCKET, s3.port, "standalone.broker"))
+    proxy = Proxy(s3.port)
+    config.write_text(CONFIG % ("standalone", BUCKET, proxy.port, "standalone.broker"))
+    proxy.set(lambda what, number: "503" if (what, number) in (("part", 1), ("size", 0), ("uploads", 0)) else None)
     server = Server(arguments.binary, f"{root}/data", str(config)).start()
     try:
         context = Context(server.url, server.http)
         topic, count = context.topic(), arguments.mb * (1 << 20) // SIZE
         with context.client() as client:
             by_hand(context, client, s3, topic, count)
+            costs_are_those_of_the_bucket(context, proxy, s3)
             read_all(client, topic, count)
+        # Without the proxy from here on: the server is started anew, and figures are not to be the proxy's.
+        config.write_text(config.read_text().replace(str(proxy.port), str(s3.port)))
+        proxy.stop()
         context = reads_depend_on_the_bucket(server, s3, topic, count)
         with context.client() as client:
             other = by_threshold(context, client, s3)

@@ -25,9 +25,8 @@ impl fmt::Debug for AttemptId {
 #[must_use]
 pub fn object(cluster: &str, begun_ms: u64, topic: TopicId, ledger: LedgerId, attempt: AttemptId) -> String {
     let (year, month) = month_of(begun_ms);
-    // Spreads topics over a store's partitions, which go by prefix.
-    let hash = crc32c(&topic.0.to_be_bytes()) as u8;
-    format!("{}/{year:04}{month:02}/{hash:02x}/{topic}/{ledger}-{attempt}", below(cluster))
+    let (below, hash) = (below(cluster), spread(topic));
+    format!("{below}/{year:04}{month:02}/{hash}/{topic}/{ledger}-{attempt}")
 }
 
 /// The object that says whose store it is.
@@ -72,6 +71,22 @@ pub fn read(cluster: &str, key: &str) -> Option<Named> {
         attempt,
         begun_ms,
     })
+}
+
+/// The topic of an object, by the end of a name that [`object`] made, whatever is before it.
+#[must_use]
+pub fn topic_of(name: &str) -> Option<TopicId> {
+    let mut parts = name.rsplit('/');
+    let (object, topic, hash) = (parts.next()?, parts.next()?, parts.next()?);
+    let (ledger, attempt) = object.split_once('-')?;
+    let topic = TopicId(topic.parse().ok()?);
+    let named = ledger.parse::<u64>().is_ok() && u64::from_str_radix(attempt, 16).is_ok();
+    (named && hash == spread(topic)).then_some(topic)
+}
+
+/// Spreads topics over a store's partitions, which go by prefix.
+fn spread(topic: TopicId) -> String {
+    format!("{:02x}", crc32c(&topic.0.to_be_bytes()) as u8)
 }
 
 /// When a month begins in UTC, ms since 1970.

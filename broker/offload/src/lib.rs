@@ -14,7 +14,8 @@
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`release`] | the last look before bookie copies go |
 //! | [`verify`] | reading an object back whole |
-//! | [`meters`] | what it has done and cost, for each topic |
+//! | [`meters`] | what it has done, for each topic |
+//! | [`cost`] | what the store was asked for, for each tenant |
 //! | [`sweep`] | removing what metadata lists as garbage |
 //! | [`tier`] | all of it, as one broker uses it |
 //! | [`config`] | settings |
@@ -22,6 +23,7 @@
 
 pub mod blob;
 pub mod config;
+pub mod cost;
 pub mod format;
 pub mod identity;
 pub mod key;

@@ -1,6 +1,7 @@
-//! What offloading has done and cost for each topic, as `/metrics` tells it. Counted where it happens, shown when asked; nothing
+//! What offloading has done for each topic, as `/metrics` tells it. Counted where it happens, shown when asked; nothing
 //! runs for it. A topic's numbers live as long as somebody holds its [`Meter`]: its owner does while the topic is loaded.
 
+use crate::cost::{Account, Accounts, Bill};
 use geminga_common::clock::{Clock, Mono};
 use geminga_common::ids::TopicId;
 use parking_lot::Mutex;
@@ -75,6 +76,8 @@ pub struct Meter {
     ledger: Timed,
     removed: AtomicU64,
     removals_failed: AtomicU64,
+    /// Its tenant's.
+    account: Arc<Account>,
 }
 
 /// The meters of a process. Cloning shares them.
@@ -85,6 +88,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     topics: Mutex<Known>,
     unknown: Arc<Meter>,
+    accounts: Accounts,
 }
 
 struct Known {
@@ -129,17 +133,19 @@ impl Meters {
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let topics = Mutex::new(Known { meters: HashMap::new(), clean_at: TOPICS_MIN });
-        Self(Arc::new(Shared { clock, topics, unknown: Arc::default() }))
+        let accounts = Accounts::default();
+        let unknown = Arc::new(Meter { account: accounts.unknown.clone(), ..Meter::default() });
+        Self(Arc::new(Shared { clock, topics, unknown, accounts }))
     }
 
-    /// The meter of a topic; a new one if nobody holds it.
+    /// The meter of a topic of this tenant; a new one if nobody holds it.
     #[must_use]
-    pub fn of(&self, topic: TopicId) -> Arc<Meter> {
+    pub fn of(&self, topic: TopicId, tenant: &str) -> Arc<Meter> {
         let mut topics = self.0.topics.lock();
         if let Some(meter) = topics.meters.get(&topic).and_then(Weak::upgrade) {
             return meter;
         }
-        let meter = Arc::<Meter>::default();
+        let meter = Arc::new(Meter { account: self.0.accounts.of(tenant), ..Meter::default() });
         topics.meters.insert(topic, Arc::downgrade(&meter));
         if topics.meters.len() >= topics.clean_at {
             topics.meters.retain(|_, meter| meter.strong_count() > 0);
@@ -176,6 +182,18 @@ impl Meters {
     #[must_use]
     pub fn of_others(&self) -> Figures {
         self.figures(&self.0.unknown)
+    }
+
+    /// What the store was asked for on behalf of each tenant, by name, since the process began; tenants for whom it was not asked
+    /// are left out.
+    #[must_use]
+    pub fn bills(&self) -> Vec<(String, Bill)> {
+        self.0.accounts.bills()
+    }
+
+    /// Whom a request about a topic, or about none, is charged to.
+    pub(crate) fn account(&self, topic: Option<TopicId>) -> Arc<Account> {
+        topic.map_or_else(|| self.0.unknown.account.clone(), |topic| self.held(topic).account.clone())
     }
 
     pub(crate) fn now(&self) -> Mono {
@@ -228,13 +246,14 @@ impl Meters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cost::{Kind, UNKNOWN};
     use geminga_common::clock::ManualClock;
 
     #[test]
     fn rates_are_those_of_the_last_minute() {
         let clock = Arc::new(ManualClock::at_wall_ms(1_000_000));
         let meters = Meters::new(clock.clone());
-        let meter = meters.of(TopicId(1));
+        let meter = meters.of(TopicId(1), "t");
         let rate = || meters.figures(&meter).offload_rate;
         meters.uploaded(TopicId(1), 600);
         assert_eq!(rate(), 10.0);
@@ -250,23 +269,39 @@ mod tests {
     }
 
     #[test]
+    fn a_tenants_account_outlives_its_topics() {
+        let meters = Meters::new(Arc::new(ManualClock::at_wall_ms(0)));
+        let (one, two) = (meters.of(TopicId(1), "a"), meters.of(TopicId(2), "a"));
+        meters.account(Some(TopicId(1))).request(Kind::Put, 10);
+        meters.account(Some(TopicId(2))).request(Kind::Get, 0);
+        drop((one, two));
+        meters.account(Some(TopicId(1))).request(Kind::Delete, 0);
+        meters.account(None).request(Kind::Get, 0);
+        let _again = meters.of(TopicId(1), "a");
+        meters.account(Some(TopicId(1))).received(5);
+        let of_a = Bill { requests: [1, 1, 0, 0, 0, 0], sent: 10, received: 5 };
+        let of_nobody = Bill { requests: [0, 1, 0, 0, 1, 0], ..Bill::default() };
+        assert_eq!(meters.bills(), [("a".to_owned(), of_a), (UNKNOWN.to_owned(), of_nobody)]);
+    }
+
+    #[test]
     fn numbers_go_with_their_topic_and_others_are_counted_together() {
         let meters = Meters::new(Arc::new(ManualClock::at_wall_ms(0)));
-        let held = meters.of(TopicId(1));
+        let held = meters.of(TopicId(1), "t");
         meters.removal(TopicId(1), true);
         meters.removal(TopicId(2), false);
         assert_eq!((meters.figures(&held).removed, meters.of_others().removals_failed), (1, 1));
         drop(held);
         assert_eq!(
-            meters.figures(&meters.of(TopicId(1))),
+            meters.figures(&meters.of(TopicId(1), "t")),
             Figures::default(),
             "a topic that is loaded anew starts anew"
         );
-        let kept: Vec<_> = (0..1000).map(|n| meters.of(TopicId(n))).collect();
+        let kept: Vec<_> = (0..1000).map(|n| meters.of(TopicId(n), "t")).collect();
         drop(kept);
-        let _one = meters.of(TopicId(5_000));
+        let _one = meters.of(TopicId(5_000), "t");
         for n in 0..10_000 {
-            let _gone = meters.of(TopicId(10_000 + n));
+            let _gone = meters.of(TopicId(10_000 + n), "t");
         }
         assert!(meters.0.topics.lock().meters.len() <= 2_048, "topics that are gone are forgotten");
     }

@@ -81,7 +81,8 @@ impl Tier {
         if !config.enabled() {
             return Ok(None);
         }
-        let store = store::open(config, clock.clone())?;
+        let meters = Meters::new(clock.clone());
+        let store = store::open(config, clock.clone(), &meters)?;
         let place = Place { cluster: cluster.to_owned(), here: config.place() };
         let guarded = Guarded::new(store, meta, clock.clone(), Rng::from_system(), place);
         let late = BlobError::Failed { key: config.place(), reason: "it takes long to answer".to_owned() };
@@ -97,7 +98,7 @@ impl Tier {
             ),
         }
         let rng = Rng::from_system();
-        Ok(Some(Self::over(Arc::new(guarded), config.clone(), cluster, clock, rng, tasks)))
+        Ok(Some(Self::counted(Arc::new(guarded), config.clone(), cluster, clock, rng, tasks, meters)))
     }
 
     /// A tier over a given store.
@@ -110,7 +111,20 @@ impl Tier {
         rng: Rng,
         tasks: &TaskGroup,
     ) -> Arc<Self> {
-        let (cache, meters) = (config.cache.0 as usize, Meters::new(clock.clone()));
+        let meters = Meters::new(clock.clone());
+        Self::counted(blobs, config, cluster, clock, rng, tasks, meters)
+    }
+
+    fn counted(
+        blobs: Arc<dyn Blobs>,
+        config: Config,
+        cluster: &str,
+        clock: Arc<dyn Clock>,
+        rng: Rng,
+        tasks: &TaskGroup,
+        meters: Meters,
+    ) -> Arc<Self> {
+        let cache = config.cache.0 as usize;
         Arc::new(Self {
             offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone(), meters.clone()),
             reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone(), meters.clone()),

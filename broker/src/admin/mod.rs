@@ -306,6 +306,10 @@ impl BrokerApi for Admin {
         self.0.tier.as_ref().map(|tier| tier.meters.of_others())
     }
 
+    fn offload_bills(&self) -> Vec<(String, geminga_offload::cost::Bill)> {
+        self.0.tier.as_ref().map(|tier| tier.meters.bills()).unwrap_or_default()
+    }
+
     fn offload_driver(&self) -> Option<&'static str> {
         self.0.tier.as_ref().map(|tier| tier.driver())
     }

@@ -398,7 +398,8 @@ impl ManagedLedger {
     ) -> Result<Self, OpenError> {
         let opened = open::open(&deps, &topic, create).await?;
         let cache = cache::TopicCache::new(&deps.cache, deps.config.chunk_bytes);
-        let meter = deps.tier.as_ref().map(|tier| tier.meters.of(opened.state.topic_id));
+        let meter =
+            deps.tier.as_ref().map(|tier| tier.meters.of(opened.state.topic_id, topic.tenant().as_str()));
         Ok(Self {
             topic,
             events,

@@ -204,6 +204,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn offload_throttled(&self) -> Option<geminga_offload::blob::Throttled> {
         None
     }
+    /// What the object store was asked for on behalf of each tenant, by name.
+    fn offload_bills(&self) -> Vec<(String, geminga_offload::cost::Bill)> {
+        Vec::new()
+    }
     /// Creates a topic. [`ApiError::Exists`] when it is there.
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()>;
     /// Deletes a topic and its ledgers. Without `force`, [`ApiError::Busy`] while clients are connected.

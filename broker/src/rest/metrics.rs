@@ -5,6 +5,7 @@ use super::Rest;
 use super::stats::{SubscriptionStats, TopicStats};
 use geminga_bookie_client::placement::Degraded;
 use geminga_common::names::TopicName;
+use geminga_offload::cost::{Bill, Kind};
 use geminga_offload::meters::Figures;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -97,6 +98,17 @@ fn throttled_lines(families: &mut Families, labels: &str, told: &geminga_offload
     families.add("geminga_offload_rate_limit", "gauge", labels, told.rate.unwrap_or(0.0));
 }
 
+/// What the object store was asked for on behalf of a tenant.
+fn bill_lines(families: &mut Families, cluster: &str, tenant: &str, bill: &Bill) {
+    let labels = format!("{cluster},tenant=\"{}\"", escape(tenant));
+    for (kind, count) in Kind::ALL.into_iter().zip(bill.requests) {
+        let labels = format!("{labels},kind=\"{}\"", kind.name());
+        families.add("geminga_offload_requests_total", "counter", &labels, count as f64);
+    }
+    families.add("geminga_offload_sent_bytes_total", "counter", &labels, bill.sent as f64);
+    families.add("geminga_offload_received_bytes_total", "counter", &labels, bill.received as f64);
+}
+
 /// The text for a snapshot.
 pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String {
     let cluster = format!("cluster=\"{}\"", escape(&rest.namespaces.defaults().cluster));
@@ -136,6 +148,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     }
     if let Some(told) = rest.broker.offload_throttled() {
         throttled_lines(&mut families, &cluster, &told);
+    }
+    for (tenant, bill) in rest.broker.offload_bills() {
+        bill_lines(&mut families, &cluster, &tenant, &bill);
     }
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);

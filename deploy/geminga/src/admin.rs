@@ -7,7 +7,8 @@ use geminga_common::clock::SystemClock;
 use geminga_common::error::{Code, Coded};
 use geminga_common::metadata::MetadataStore;
 use geminga_common::tasks::TaskGroup;
-use geminga_offload::blob::Blobs;
+use geminga_offload::blob::{Blobs, store};
+use geminga_offload::meters::Meters;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,8 +64,9 @@ async fn opened(args: &StorageArgs, tasks: &TaskGroup) -> anyhow::Result<(Storag
         storage.offload.enabled(),
         "GM-6004: offload.url is not set in these settings, so there is no bucket to look at; pass the role's --config"
     );
-    let blobs = geminga_offload::blob::store::open(&storage.offload, SystemClock::shared())
-        .map_err(|error| invalid(&error))?;
+    let clock = SystemClock::shared();
+    let meters = Meters::new(clock.clone());
+    let blobs = store::open(&storage.offload, clock, &meters).map_err(|error| invalid(&error))?;
     Ok((storage, blobs, place))
 }
 

@@ -3,8 +3,10 @@
 use super::sim::{Faults, SimBlobs};
 use super::{BlobError, Blobs, discard, end_uploads, store};
 use crate::config::Config;
+use crate::meters::Meters;
 use bytes::Bytes;
 use geminga_common::clock::SystemClock;
+use std::sync::Arc;
 
 /// Parts of uploads, but the last, have this size: the least that S3 takes.
 const PART: usize = 5 << 20;
@@ -116,18 +118,23 @@ async fn the_simulated_store_conforms() {
     conforms(&SimBlobs::new(Faults::default())).await;
 }
 
+fn opened(config: &Config) -> Arc<dyn Blobs> {
+    let clock = SystemClock::shared();
+    store::open(config, clock.clone(), &Meters::new(clock)).unwrap()
+}
+
 #[tokio::test]
 async fn a_directory_conforms() {
     let directory = tempfile::tempdir().unwrap();
     let config = Config { url: format!("file://{}", directory.path().display()), ..Config::default() };
-    let blobs = store::open(&config, SystemClock::shared()).unwrap();
+    let blobs = opened(&config);
     conforms(&*blobs).await;
     what_has_expired_is_not_written(&*blobs).await;
     // A process that died left an unfinished file; another ends it.
     let key = "c/202611/dd/1/1-000000000000000a";
     let upload = blobs.begin(key, later()).await.unwrap();
     blobs.part(key, &upload, 0, vec![Bytes::from_static(b"x")]).await.unwrap();
-    let other = store::open(&config, SystemClock::shared()).unwrap();
+    let other = opened(&config);
     assert_eq!(other.uploads(key).await.unwrap().len(), 1);
     discard(&*other, key).await.unwrap();
     assert_eq!(blobs.uploads(key).await, Ok(vec![]));
@@ -139,7 +146,7 @@ async fn a_directory_that_is_another_by_now_takes_nothing_and_is_not_made() {
     let parent = tempfile::tempdir().unwrap();
     let (root, aside) = (parent.path().join("store"), parent.path().join("aside"));
     let config = Config { url: format!("file://{}", root.display()), ..Config::default() };
-    let blobs = store::open(&config, SystemClock::shared()).unwrap();
+    let blobs = opened(&config);
     let (id, key) = ("c/geminga.id", "c/202611/dd/1/1-000000000000000a");
     let bytes = || vec![Bytes::from_static(b"x")];
     assert!(matches!(blobs.small(id).await, Err(BlobError::Absent(_))));
@@ -185,17 +192,17 @@ pub(super) fn real_s3(prefix: &str) -> Option<Config> {
 #[tokio::test]
 async fn real_s3_conforms() {
     let (Some(one), Some(two)) = (real_s3("one"), real_s3("two")) else { return };
-    let blobs = store::open(&one, SystemClock::shared()).unwrap();
+    let blobs = opened(&one);
     conforms(&*blobs).await;
     what_has_expired_is_not_written(&*blobs).await;
     // Another prefix of the same bucket is another store.
-    let other = store::open(&two, SystemClock::shared()).unwrap();
+    let other = opened(&two);
     other.put("c/x", vec![Bytes::from_static(b"x")], later()).await.unwrap();
     other.begin("c/y", later()).await.unwrap();
     assert_eq!((blobs.list("c", None, 9).await, blobs.uploads("c").await), (Ok(vec![]), Ok(vec![])));
     // A bucket that does not exist is not one without objects.
     let nowhere = Config { url: "s3://nobody/x".to_owned(), ..one };
-    let nowhere = store::open(&nowhere, SystemClock::shared()).unwrap();
+    let nowhere = opened(&nowhere);
     let refused = nowhere.small("c/geminga.id").await;
     assert!(matches!(refused, Err(BlobError::Refused { .. })), "{refused:?}");
 }

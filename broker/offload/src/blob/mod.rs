@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`store`] | real stores by URL, and what they have in common |
 //! | `s3` | S3: writes that expire, uploads under a key |
+//! | `metered` | what S3 is asked for, counted |
 //! | `directory` | a local directory |
 //! | `pace` | how fast a store is asked that answers that it is too much |
 //! | [`sim`] | a store in memory with faults, for tests |
@@ -16,6 +17,7 @@
 #[cfg(test)]
 mod conformance;
 mod directory;
+mod metered;
 mod pace;
 mod s3;
 #[cfg(any(test, feature = "test-util"))]

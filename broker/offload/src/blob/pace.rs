@@ -7,9 +7,7 @@
 
 use geminga_common::clock::{Clock, Mono};
 use object_store::ClientOptions;
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
-};
+use object_store::client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::pin::Pin;
@@ -107,6 +105,7 @@ impl Pace {
 /// Makes clients that keep one pace together.
 #[derive(Clone)]
 pub(super) struct Paced {
+    to: Arc<dyn HttpConnector>,
     pace: Arc<Mutex<Pace>>,
     clock: Arc<dyn Clock>,
 }
@@ -117,8 +116,9 @@ struct Service {
 }
 
 impl Paced {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { pace: Arc::default(), clock }
+    /// Paces what goes through clients of another connector.
+    pub(super) fn new(clock: Arc<dyn Clock>, to: Arc<dyn HttpConnector>) -> Self {
+        Self { to, pace: Arc::default(), clock }
     }
 
     pub(super) fn told(&self) -> Throttled {
@@ -140,7 +140,7 @@ impl std::fmt::Debug for Service {
 
 impl HttpConnector for Paced {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
+        let inner = self.to.connect(options)?;
         Ok(HttpClient::new(Service { inner, paced: self.clone() }))
     }
 }
@@ -155,7 +155,7 @@ impl HttpService for Service {
         Self: 'b,
     {
         Box::pin(async move {
-            let Paced { pace, clock } = &self.paced;
+            let Paced { pace, clock, .. } = &self.paced;
             let wait = pace.lock().turn(clock.mono());
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;

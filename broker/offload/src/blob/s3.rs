@@ -8,10 +8,12 @@
 //! Credentials come the way the ecosystem gives them: environment, web identity, container or instance role; they are never
 //! configuration of ours and never logged. URLs that carry a signature are not logged either.
 
+use super::metered::Metered;
 use super::pace::{Paced, Throttled};
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::{Config, shown};
+use crate::meters::Meters;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
@@ -117,6 +119,7 @@ impl S3 {
         bucket: &str,
         prefix: &str,
         clock: Arc<dyn Clock>,
+        meters: Meters,
     ) -> Result<Self, SetUpError> {
         if bucket.is_empty() {
             return Err(SetUpError::Url(shown(&config.url)));
@@ -128,7 +131,7 @@ impl S3 {
             .with_allow_http(config.endpoint.starts_with("http://"));
         let retry =
             RetryConfig { max_retries: RETRIES.0, retry_timeout: RETRIES.1, ..RetryConfig::default() };
-        let paced = Paced::new(clock.clone());
+        let paced = Paced::new(clock.clone(), Arc::new(Metered::new(meters, bucket)));
         let mut builder = AmazonS3Builder::from_env()
             .with_http_connector(paced.clone())
             .with_bucket_name(bucket)
@@ -350,7 +353,7 @@ mod tests {
     async fn real_s3_refuses_what_was_signed_in_time_and_arrives_late() {
         let clock = SystemClock::shared();
         let Some(config) = real_s3("late") else { return };
-        let s3 = S3::open(&config, "conformance", "late", clock.clone()).unwrap();
+        let s3 = S3::open(&config, "conformance", "late", clock.clone(), Meters::new(clock.clone())).unwrap();
         for (method, query) in [(Method::PUT, Vec::new()), (Method::POST, vec![("uploads", String::new())])] {
             let (path, body) = (s3.path("k"), PutPayload::from_static(b""));
             let until_ms = clock.wall_ms() + 2_000;

@@ -4,6 +4,7 @@ use super::directory::Directory;
 use super::s3::{self, S3};
 use super::{Answer, BlobError, Blobs, Listed, SMALL_MAX};
 use crate::config::{Config, shown};
+use crate::meters::Meters;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use geminga_common::clock::Clock;
@@ -23,15 +24,15 @@ pub enum SetUpError {
     Client(String, object_store::Error),
 }
 
-/// The store of a configuration whose URL is not empty.
+/// The store of a configuration whose URL is not empty. What a bucket is asked for is counted in `meters`; a directory costs nothing.
 ///
 /// # Errors
 /// See [`SetUpError`]. Whether the store answers is not tried.
-pub fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Blobs>, SetUpError> {
+pub fn open(config: &Config, clock: Arc<dyn Clock>, meters: &Meters) -> Result<Arc<dyn Blobs>, SetUpError> {
     let url = config.url.as_str();
     if let Some(rest) = url.strip_prefix("s3://") {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        return Ok(Arc::new(S3::open(config, bucket, prefix.trim_matches('/'), clock)?));
+        return Ok(Arc::new(S3::open(config, bucket, prefix.trim_matches('/'), clock, meters.clone())?));
     }
     match url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
         Some(path) => Ok(Arc::new(Directory::open(path, clock))),
