@@ -119,8 +119,11 @@ impl World {
         let in_data_loss = self.meta.state_of(&hurt) == Some(NodeState::DataLoss)
             && self.nodes[at].steps.as_ref().is_some_and(|steps| steps.health() == Health::DataLoss);
         let sound = at != victim && self.registered().contains(&victim_ref);
-        // What is about to be committed over the victim cannot be seen yet (seed 2443).
-        let placeable = self.damage.placeable(self.now, |b| *b == hurt) || self.damage.planned(&victim_ref);
+        // What is about to be committed over the victim cannot be seen yet (seed 2443), and what begins over it and one that was lost
+        // before it could not be decided (seed 9016).
+        let placeable = self.damage.placeable(self.now, |b| *b == hurt)
+            || self.damage.planned(&victim_ref)
+            || self.lost_is_placeable();
         if !self.plan.let_go || !in_data_loss || !sound || placeable || self.now <= self.looking {
             return None;
         }
