@@ -13,6 +13,14 @@ impl TopicError {
         Self::Persistence(error.code(), error.to_string())
     }
 
+    /// A failed read. What is lost for good is no failure of storage, and tells its code itself.
+    pub(crate) fn read(error: &ReadError) -> Self {
+        match error {
+            ReadError::Lost(..) => Self::Lost(error.to_string()),
+            error => Self::storage(error),
+        }
+    }
+
     /// A failure of metadata.
     pub(crate) fn metadata(error: &MetaError) -> Self {
         Self::Metadata(error.code(), error.to_string())
@@ -124,6 +132,12 @@ mod tests {
         let full = WriteError::Failed(Failed::Writer(AppendError::DiskFull));
         let told = TopicError::storage(&full).to_string();
         assert_eq!(told, "GM-4002: storage: cursor log cannot be written: disk is full");
+        let position = geminga_common::ids::Position::new(
+            geminga_common::ids::LedgerId(1),
+            geminga_common::ids::EntryId(2),
+        );
+        let lost = TopicError::read(&ReadError::Lost(position, position.entry)).to_string();
+        assert_eq!(lost.matches("GM-").count(), 1, "{lost}");
         let few = ml::OpenError::Recovery(RecoverError::Undecided(geminga_common::ids::LedgerId(7)));
         assert!(TopicError::storage(&few).to_string().starts_with("GM-4007: storage: tail of ledger 7"));
     }

@@ -160,10 +160,7 @@ impl Worker {
         let (name, incarnation) = match self.reads.remove(&token) {
             None => return,
             Some(ReadFor::Then(then)) => {
-                return then(result.map_err(|error| match error {
-                    ml::ReadError::Lost(..) => TopicError::Lost(error.to_string()),
-                    error => TopicError::storage(&error),
-                }));
+                return then(result.map_err(|error| TopicError::read(&error)));
             }
             Some(ReadFor::Dispatch(name, incarnation)) => (name, incarnation),
         };

@@ -65,7 +65,7 @@ impl Worker {
     /// A position that was looked for is found.
     pub(super) fn found(&mut self, token: ml::Token, result: Result<Option<Position>, ml::ReadError>) {
         let end = self.ledger.end();
-        let result = result.map(|found| found.unwrap_or(end)).map_err(|error| TopicError::storage(&error));
+        let result = result.map(|found| found.unwrap_or(end)).map_err(|error| TopicError::read(&error));
         match (self.finds.remove(&token), result) {
             (None, _) => {}
             (Some(FindFor::Answer(reply)), result) => reply.send(result),
