@@ -352,7 +352,8 @@ impl Shared {
             } else {
                 Ok(vec![])
             };
-            for (nth, block) in blocks?.into_iter().enumerate() {
+            // Damage in them is no damage of the index: who needs them meets it, and tells it.
+            for (nth, block) in blocks.unwrap_or_default().into_iter().enumerate() {
                 self.cache.lock().add((target.object.attempt, nth), block);
             }
         }
