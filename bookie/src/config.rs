@@ -25,9 +25,9 @@ pub struct Config {
     pub journal_file_size: u64,
     /// Size of the first journal file of a fresh store, in bytes: start-up waits while it is zeroed.
     pub journal_file_size_first: u64,
-    /// A journal batch is closed at this many bytes.
+    /// Adds of so many bytes times the writes in flight are sent beside those; a batch never exceeds what all writes together wait for.
     pub batch_bytes: usize,
-    /// A waiting add is sent beside a write in flight after this long.
+    /// A waiting add is sent beside writes in flight after this long for each of them.
     pub batch_age: Duration,
     /// Bytes of the write cache; a flush starts at half of it, adds wait when all of it is taken.
     pub write_cache: usize,
@@ -131,6 +131,11 @@ impl Config {
             known_boot: 0,
             seed: None,
         }
+    }
+
+    /// Bytes that a batch has at most, unless one record has more: what the writes in flight wait for together.
+    pub(crate) fn batch_bytes_max(&self) -> usize {
+        self.batch_bytes * self.journal_in_flight
     }
 
     /// Bytes that a journal file must have at least: the largest entry with what goes around it, in whole pages.

@@ -6,7 +6,7 @@
 use crate::format::identity::{Format, Identity};
 use crate::format::journal::{self, BATCH_HEADER, BatchHead, Owner, Record};
 use crate::format::row::LedgerRow;
-use crate::format::segment::{self, Block, Footer, Run, TRAILER};
+use crate::format::segment::{self, Block, Footer, OpenBlock, Run, TRAILER};
 use crate::manifest::{decode_segment, encode_segment};
 use bytes::Bytes;
 use geminga_common::checksum::crc32c;
@@ -36,6 +36,11 @@ pub fn journal(bytes: &[u8]) {
 fn records(body: &[u8], count: u32) {
     let Some(records) = journal::decode_records(&Bytes::copy_from_slice(body), count) else { return };
     assert_eq!(records.iter().map(Record::len).sum::<usize>(), body.len());
+    // A batch is made of entries that were checked.
+    let wrong = |r: &Record| matches!(r, Record::Add { ledger, entry } if !entry.verify(*ledger));
+    if records.iter().any(wrong) {
+        return;
+    }
     let head = BatchHead { generation: GENERATION, seq: 5, durable: 4 };
     let mut out = vec![0xEE; journal::batch_len(body.len())];
     journal::encode_batch(&mut out, STORE, head, &records, body.len());
@@ -51,9 +56,9 @@ pub fn block(bytes: &[u8]) {
     }
     let Some((count, body)) = bytes.split_first_chunk::<4>() else { return };
     let mut sealed = Vec::new();
-    segment::begin_block(&mut sealed);
+    let block = OpenBlock::begin(&mut sealed);
     sealed.extend_from_slice(body);
-    segment::finish_block(&mut sealed, 0, u32::from_le_bytes(*count) % 64, SEGMENT, 4096);
+    block.seal(&mut sealed, u32::from_le_bytes(*count) % 64, SEGMENT, 4096);
     let sealed = Bytes::from(sealed);
     let entries = segment::open_block(&sealed, SEGMENT, 4096).expect("its checksum was just made");
     let mut again = Vec::new();

@@ -11,6 +11,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("geminga-bookie", &["geminga-common", "geminga-proto", "geminga-bookie-client"]),
     ("geminga-offload", &["geminga-common", "geminga-proto"]),
     ("geminga-broker", &["geminga-common", "geminga-proto", "geminga-bookie-client", "geminga-offload"]),
+    ("geminga-allocator", &[]),
     ("geminga-admin", &["geminga-common", "geminga-proto"]),
     ("geminga-perf", &["geminga-common", "geminga-proto"]),
 ];

@@ -62,14 +62,14 @@ impl Core {
         }
     }
 
+    /// Whether a batch is worth a write. The more writes are under way, the less another small one gains, and each costs the same.
     fn ready(&self, inbox: &Inbox, now: Mono) -> bool {
         let config = &self.store.config;
         !inbox.ops.is_empty()
             && !inbox.blocked
             && inbox.claimed < config.journal_in_flight
-            && (inbox.claimed == 0
-                || inbox.bytes >= config.batch_bytes
-                || now.saturating_sub(inbox.since) >= config.batch_age)
+            && (inbox.bytes >= config.batch_bytes * inbox.claimed
+                || now.saturating_sub(inbox.since) >= config.batch_age * inbox.claimed as u32)
     }
 
     pub(super) fn journal_loop(&self) {
@@ -105,7 +105,9 @@ impl Core {
         let aging = !inbox.ops.is_empty() && !inbox.blocked && inbox.claimed > 0;
         let marker = inbox.marker_at.filter(|_| inbox.claimed == 0 && !inbox.marker_watched);
         let until = match (aging, marker) {
-            (true, _) => Some((inbox.since + self.store.config.batch_age).saturating_sub(now)),
+            (true, _) => {
+                Some((inbox.since + self.store.config.batch_age * inbox.claimed as u32).saturating_sub(now))
+            }
             (false, Some(at)) => Some(at.saturating_sub(now)),
             (false, None) => None,
         };
@@ -156,7 +158,7 @@ impl Core {
         {
             let mut inbox = self.inbox.lock();
             while let Some(op) = inbox.ops.front()
-                && (taken == 0 || taken + op.bytes() <= self.store.config.batch_bytes)
+                && (taken == 0 || taken + op.bytes() <= self.store.config.batch_bytes_max())
             {
                 taken += op.bytes();
                 ops.extend(inbox.ops.pop_front());

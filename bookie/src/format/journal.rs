@@ -178,7 +178,7 @@ pub(crate) fn batch_len(records_len: usize) -> usize {
     (BATCH_HEADER + records_len).next_multiple_of(ALIGN)
 }
 
-/// Writes a batch to the front of `out`, which holds at least [`batch_len`] bytes of anything; answers that length.
+/// Writes a batch of checked entries to the front of `out`, which holds at least [`batch_len`] bytes of anything; answers that length.
 pub(crate) fn encode_batch(
     out: &mut [u8],
     store: u64,
@@ -196,10 +196,16 @@ pub(crate) fn encode_batch(
     }
     fill.u32(len as u32);
     fill.u32(records.len() as u32);
-    records.iter().for_each(|record| record.encode(&mut fill));
+    let (mut sum, mut summed) = (Crc32c::new().update(&store.to_le_bytes()), 8);
+    for record in records {
+        record.encode(&mut fill);
+        if let Record::Add { ledger, entry } = record {
+            super::sum_up_to(fill.buf, fill.at, (*ledger, entry), (&mut sum, &mut summed));
+        }
+    }
     assert_eq!(fill.at, end, "records are as long as they said");
     out[end..total].fill(0);
-    let crc = Crc32c::new().update(&store.to_le_bytes()).update(&out[8..end]).value();
+    let crc = sum.update(&out[summed..end]).value();
     out[4..8].copy_from_slice(&crc.to_le_bytes());
     total
 }

@@ -9,7 +9,9 @@ pub(crate) mod segment;
 #[cfg(test)]
 mod tests;
 
-use geminga_common::ids::EntryId;
+use geminga_bookie_client::entry::Entry;
+use geminga_common::checksum::Crc32c;
+use geminga_common::ids::{EntryId, LedgerId};
 
 /// Takes fields off the front of a slice; every method answers `None` when there are too few bytes.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
@@ -58,6 +60,21 @@ impl<'a> Fields<'a> {
 /// The stored form of an optional id.
 pub(crate) fn id_word(id: Option<EntryId>) -> u64 {
     id.map_or(0, |id| id.0 + 1)
+}
+
+/// Brings a running checksum of `buf` up to `end`, where the payload of a checked entry ends; leaves small ones for a pass with what
+/// follows them.
+fn sum_up_to(
+    buf: &[u8],
+    end: usize,
+    (ledger, entry): (LedgerId, &Entry),
+    (sum, summed): (&mut Crc32c, &mut usize),
+) {
+    if let Some(payload) = entry.payload_crc(ledger) {
+        let len = entry.payload.len();
+        *sum = sum.update(&buf[*summed..end - len]).append(payload, len as u32);
+        *summed = end;
+    }
 }
 
 /// Writes fields one behind the other into a buffer that is large enough.

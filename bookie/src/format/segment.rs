@@ -45,10 +45,52 @@ pub(crate) struct Footer {
     pub(crate) blocks: Vec<Block>,
 }
 
-/// Starts a block in `out`.
-pub(crate) fn begin_block(out: &mut Vec<u8>) {
-    out.extend_from_slice(BLOCK_MAGIC);
-    out.extend_from_slice(&[0; BLOCK_HEADER - 4]);
+/// A block that is being written to the end of a buffer.
+pub(crate) struct OpenBlock {
+    start: usize,
+    count: u32,
+    /// Of the entries up to `summed`.
+    sum: Crc32c,
+    summed: usize,
+}
+
+impl OpenBlock {
+    /// Starts a block in `out`.
+    pub(crate) fn begin(out: &mut Vec<u8>) -> Self {
+        let start = out.len();
+        out.extend_from_slice(BLOCK_MAGIC);
+        out.extend_from_slice(&[0; BLOCK_HEADER - 4]);
+        Self { start, count: 0, sum: Crc32c::new(), summed: out.len() }
+    }
+
+    /// Bytes so far.
+    pub(crate) fn len(&self, out: &[u8]) -> usize {
+        out.len() - self.start
+    }
+
+    /// Adds a checked entry.
+    pub(crate) fn push(&mut self, out: &mut Vec<u8>, ledger: LedgerId, entry: &Entry) {
+        push_entry(out, ledger, entry);
+        super::sum_up_to(out, out.len(), (ledger, entry), (&mut self.sum, &mut self.summed));
+        self.count += 1;
+    }
+
+    /// Completes the block, which will lie at `offset` of the file.
+    pub(crate) fn finish(self, out: &mut [u8], segment: u64, offset: u64) {
+        let count = self.count;
+        self.seal(out, count, segment, offset);
+    }
+
+    /// As [`Self::finish`], of so many entries, whoever wrote them.
+    pub(crate) fn seal(self, out: &mut [u8], count: u32, segment: u64, offset: u64) {
+        let sum = self.sum.update(&out[self.summed..]).value();
+        let block = &mut out[self.start..];
+        let len = (block.len() - BLOCK_HEADER) as u32;
+        block[8..12].copy_from_slice(&len.to_le_bytes());
+        block[12..16].copy_from_slice(&count.to_le_bytes());
+        let head = block_head(segment, offset).update(&block[8..BLOCK_HEADER]);
+        block[4..8].copy_from_slice(&head.append(sum, len).value().to_le_bytes());
+    }
 }
 
 pub(crate) fn push_entry(out: &mut Vec<u8>, ledger: LedgerId, entry: &Entry) {
@@ -61,18 +103,12 @@ pub(crate) fn push_entry(out: &mut Vec<u8>, ledger: LedgerId, entry: &Entry) {
     out.extend_from_slice(&entry.payload);
 }
 
-fn block_crc(segment: u64, offset: u64, rest: &[u8]) -> u32 {
-    Crc32c::new().update(&segment.to_le_bytes()).update(&offset.to_le_bytes()).update(rest).value()
+fn block_head(segment: u64, offset: u64) -> Crc32c {
+    Crc32c::new().update(&segment.to_le_bytes()).update(&offset.to_le_bytes())
 }
 
-/// Completes the block that starts at `start` of `out` and will lie at `offset` of the file.
-pub(crate) fn finish_block(out: &mut [u8], start: usize, count: u32, segment: u64, offset: u64) {
-    let block = &mut out[start..];
-    let len = (block.len() - BLOCK_HEADER) as u32;
-    block[8..12].copy_from_slice(&len.to_le_bytes());
-    block[12..16].copy_from_slice(&count.to_le_bytes());
-    let crc = block_crc(segment, offset, &block[8..]);
-    block[4..8].copy_from_slice(&crc.to_le_bytes());
+fn block_crc(segment: u64, offset: u64, rest: &[u8]) -> u32 {
+    block_head(segment, offset).update(rest).value()
 }
 
 /// A checked block.

@@ -3,7 +3,7 @@
 use super::identity::{Format, FormatError, Identity};
 use super::journal::{self, BatchHead, Owner, Record};
 use super::row::LedgerRow;
-use super::segment::{self, Block, Footer, Run};
+use super::segment::{self, Block, Footer, OpenBlock, Run};
 use crate::manifest::{decode_segment, encode_segment};
 use crate::segments::SegmentRow;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn entry(ledger: u64, id: u64, payload: &'static [u8]) -> Entry {
+fn entry(ledger: u64, id: u64, payload: &[u8]) -> Entry {
     let header = Header {
         kind: Kind::Messages,
         messages: 2,
@@ -24,7 +24,7 @@ fn entry(ledger: u64, id: u64, payload: &'static [u8]) -> Entry {
         timestamp_ms: 4,
         bytes_before: 0,
     };
-    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from_static(payload))
+    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::copy_from_slice(payload))
 }
 
 fn attributes() -> LedgerAttributes {
@@ -65,10 +65,10 @@ fn batch() -> (Vec<u8>, usize) {
 
 fn block() -> Vec<u8> {
     let mut out = vec![0xEE; 3];
-    segment::begin_block(&mut out);
-    segment::push_entry(&mut out, LedgerId(1), &entry(1, 0, b"ab"));
-    segment::push_entry(&mut out, LedgerId(2), &entry(2, 5, b""));
-    segment::finish_block(&mut out, 3, 2, 9, 4096);
+    let mut block = OpenBlock::begin(&mut out);
+    block.push(&mut out, LedgerId(1), &entry(1, 0, b"ab"));
+    block.push(&mut out, LedgerId(2), &entry(2, 5, b""));
+    block.finish(&mut out, 9, 4096);
     out.split_off(3)
 }
 
@@ -219,4 +219,38 @@ fn the_first_version_is_read() {
     let row = decode_segment(9, &encode_segment(&segment_row())[..32]).unwrap();
     assert_eq!(row, SegmentRow { live: 912, punch_due: false, small: false, ..segment_row() });
     assert_eq!(decode_segment(9, &encode_segment(&segment_row())), Some(segment_row()));
+}
+
+#[test]
+fn checksums_of_long_payloads_are_those_of_their_bytes() {
+    // Sums of long payloads are reckoned from those of their entries, of short ones they are taken: both kinds, in every order.
+    let lens = [0, 9000, 5, 8 << 10, 200_000, (8 << 10) - 1, 70_000];
+    let payload = |n: usize| (0..n).map(|i| (i * i / 3) as u8).collect::<Vec<_>>();
+    let entries: Vec<Entry> = lens.iter().zip(0..).map(|(n, id)| entry(7, id, &payload(*n))).collect();
+    let records: Vec<Record> =
+        entries.iter().map(|e| Record::Add { ledger: LedgerId(7), entry: e.clone() }).collect();
+    let len = records.iter().map(Record::len).sum();
+    let mut out = vec![0xEE; journal::batch_len(len)];
+    let head = BatchHead { generation: 7, seq: 8, durable: 6 };
+    journal::encode_batch(&mut out, 0x1122, head, &records, len);
+    let found = journal::decode_batch(&out, 0x1122, 7).expect("sound");
+    let body = Bytes::copy_from_slice(&out[journal::BATCH_HEADER..journal::BATCH_HEADER + len]);
+    assert_eq!(journal::decode_records(&body, found.count), Some(records));
+    let mut out = vec![0xEE; 3];
+    let mut block = OpenBlock::begin(&mut out);
+    entries.iter().for_each(|e| block.push(&mut out, LedgerId(7), e));
+    block.finish(&mut out, 9, 4096);
+    let read = segment::open_block(&Bytes::from(out.split_off(3)), 9, 4096).expect("sound");
+    assert_eq!(read.map(|e| e.expect("parses").1).collect::<Vec<_>>(), entries);
+}
+
+#[test]
+fn a_payload_that_changed_after_its_check_is_not_sealed_as_good() {
+    let mut bad = entry(7, 0, &[3; 9000]);
+    bad.payload = Bytes::from(vec![4; 9000]);
+    let mut out = Vec::new();
+    let mut block = OpenBlock::begin(&mut out);
+    block.push(&mut out, LedgerId(7), &bad);
+    block.finish(&mut out, 9, 4096);
+    assert!(segment::open_block(&Bytes::from(out), 9, 4096).is_none());
 }

@@ -2,7 +2,7 @@
 
 use super::{READ, SegmentRow, path};
 use crate::Config;
-use crate::format::segment::{self as format, Block, Footer, Run};
+use crate::format::segment::{Block, Footer, OpenBlock, Run};
 use crate::mutant::{Mutant, active};
 use crate::shard::{FlushPlan, cost};
 use geminga_bookie_client::entry::Entry;
@@ -17,16 +17,14 @@ pub(crate) struct Writer<'a> {
     id: u64,
     small: bool,
     file: DirectAppend<'a>,
-    /// Entries in the open block, and where it starts in the buffer.
-    count: u32,
-    block: Option<usize>,
+    block: Option<OpenBlock>,
     footer: Footer,
 }
 
 impl<'a> Writer<'a> {
     pub(crate) fn new(disk: &'a dyn Disk, dir: &Path, config: &'a Config, id: u64, small: bool) -> Self {
         let file = DirectAppend::new(disk, path(dir, id), 2 * READ as usize);
-        Self { config, id, small, file, count: 0, block: None, footer: Footer::default() }
+        Self { config, id, small, file, block: None, footer: Footer::default() }
     }
 
     /// Adds entries of a ledger, ids rising, the ledger above those before.
@@ -35,42 +33,39 @@ impl<'a> Writer<'a> {
             self.footer.runs.push(Run { ledger, first: chunk[0].id.0, count: chunk.len() as u64 });
         }
         for entry in entries {
-            let start = match self.block {
-                Some(start) => start,
+            let mut block = match self.block.take() {
+                Some(block) => block,
                 None => self.begin(ledger, entry.id),
             };
-            format::push_entry(self.file.buf(), ledger, entry);
-            self.count += 1;
-            if self.file.buf().len() - start >= self.config.block_bytes {
-                self.end_block(start)?;
+            block.push(self.file.buf(), ledger, entry);
+            if block.len(self.file.buf()) >= self.config.block_bytes {
+                self.end_block(block)?;
+            } else {
+                self.block = Some(block);
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, ledger: LedgerId, first: EntryId) -> usize {
+    fn begin(&mut self, ledger: LedgerId, first: EntryId) -> OpenBlock {
         let start = self.file.buf().len();
         let offset = self.file.offset(start);
         self.footer.blocks.push(Block { offset, len: 0, ledger, first: first.0 });
-        format::begin_block(self.file.buf());
-        (self.count, self.block) = (0, Some(start));
-        start
+        OpenBlock::begin(self.file.buf())
     }
 
-    fn end_block(&mut self, start: usize) -> io::Result<()> {
+    fn end_block(&mut self, open: OpenBlock) -> io::Result<()> {
         if let Some(block) = self.footer.blocks.last_mut() {
-            block.len = (self.file.buf().len() - start) as u64;
-            format::finish_block(self.file.buf(), start, self.count, self.id, block.offset);
+            block.len = open.len(self.file.buf()) as u64;
+            open.finish(self.file.buf(), self.id, block.offset);
         }
-        let written = if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) };
-        self.block = None;
-        written
+        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
     }
 
     /// Completes the file; durable when it returns, except for its name. `None` when there was no entry.
     pub(crate) fn finish(mut self) -> io::Result<Option<SegmentRow>> {
-        if let Some(start) = self.block {
-            self.end_block(start)?;
+        if let Some(block) = self.block.take() {
+            self.end_block(block)?;
         }
         let (Some(low), Some(high)) = (self.footer.runs.first(), self.footer.runs.last()) else {
             return Ok(None);

@@ -399,7 +399,8 @@ impl Shard {
         if (batch_len(self.pending[0].len()) as u64) > left(self) || self.roll_is_better(left(self)) {
             self.roll()?;
         }
-        let limit = (left(self) as usize).min(self.config.batch_bytes.max(self.pending[0].len() + 4096));
+        let limit =
+            (left(self) as usize).min(self.config.batch_bytes_max().max(self.pending[0].len() + 4096));
         let (mut records, mut len) = (Vec::with_capacity(self.pending.len()), 0);
         while let Some(record) = self.pending.front() {
             if !records.is_empty() && batch_len(len + record.len()) > limit {
