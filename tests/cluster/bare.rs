@@ -198,7 +198,7 @@ impl Bare {
                 let entries = entries.with_context(|| format!("ledger {}", view.id))?;
                 for found in entries {
                     ensure!(found.id == id && found.verify(view.id), "entry {id} of ledger {}", view.id);
-                    ensure!(found.payload == payload("bare", next), "number {next} has other bytes");
+                    ensure!(**found.payload == payload("bare", next), "number {next} has other bytes");
                     (id, next) = (id.next(), next + 1);
                 }
             }

@@ -187,7 +187,7 @@ async fn other_bytes_under_an_id_are_a_conflict(c: Case) {
 
 async fn bytes_that_fail_their_checksum_are_refused(c: Case) {
     let mut entry = c.entry(0, "payload");
-    entry.payload = Bytes::from_static(b"pAyload");
+    entry.payload = Bytes::from_static(b"pAyload").into();
     assert_eq!(c.send(&c.me, c.adding(1, vec![entry])).await, Err(AddError::Corrupt(id(0))));
     let elsewhere = Case { ledger: LedgerId(c.ledger.0 + 1_000_000), ..c };
     let misdirected = elsewhere.entry(0, "payload");

@@ -110,6 +110,76 @@ impl Header {
     }
 }
 
+/// Payload of an entry, and its checksum where a pass over these very bytes has found it. Equal by its bytes; cloning shares them.
+#[derive(Clone, Default)]
+pub struct Payload {
+    bytes: Bytes,
+    crc: Option<u32>,
+}
+
+impl Payload {
+    /// Bytes whose CRC32C is known from a pass over them.
+    #[must_use]
+    pub fn summed(bytes: Bytes, crc: u32) -> Self {
+        // Short ones cost less to sum than to reckon with.
+        let crc = (bytes.len() >= PASS_BELOW).then_some(crc);
+        Self { bytes, crc }
+    }
+
+    /// The bytes alone.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    fn add_to(&self, head: Crc32c) -> Crc32c {
+        match self.crc {
+            Some(crc) => head.append(crc, self.bytes.len() as u32),
+            None => head.update(&self.bytes),
+        }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, crc: None }
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl std::ops::Deref for Payload {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Payload {}
+
+impl std::hash::Hash for Payload {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.bytes.hash(state);
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.bytes.fmt(f)
+    }
+}
+
 /// An entry as it travels and is stored. Cloning shares the payload.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Entry {
@@ -120,32 +190,34 @@ pub struct Entry {
     /// Fixed header.
     pub header: Header,
     /// Opaque payload.
-    pub payload: Bytes,
+    pub payload: Payload,
 }
 
 impl Entry {
     /// An entry with its checksum computed.
     #[must_use]
-    pub fn new(ledger: LedgerId, id: EntryId, header: Header, payload: Bytes) -> Self {
-        let crc = checksum(ledger, id, &header.encode(), &payload);
+    pub fn new(ledger: LedgerId, id: EntryId, header: Header, payload: impl Into<Payload>) -> Self {
+        let payload = payload.into();
+        let head = head(ledger, id, &header);
+        let crc = payload.add_to(head).value();
+        // The pass was just made.
+        let len = payload.len() as u32;
+        let payload = Payload::summed(payload.bytes, head.tail_of(crc, len));
         Self { id, crc, header, payload }
     }
 
     /// Whether the checksum holds for this ledger and id.
     #[must_use]
     pub fn verify(&self, ledger: LedgerId) -> bool {
-        self.crc == checksum(ledger, self.id, &self.header.encode(), &self.payload)
+        self.crc == self.payload.add_to(head(ledger, self.id, &self.header)).value()
     }
 
     /// Checksum of the payload, where it costs less than a pass over it: of what [`Entry::verify`] has found good it follows from the
     /// entry's own. A copy that then differs from what was checked shows as damage.
     #[must_use]
     pub fn payload_crc(&self, ledger: LedgerId) -> Option<u32> {
-        if self.payload.len() < PASS_BELOW {
-            return None;
-        }
-        let head = Crc32c::new().update(&head(ledger, self.id, &self.header.encode()));
-        Some(head.tail_of(self.crc, self.payload.len() as u32))
+        let len = self.payload.len();
+        (len >= PASS_BELOW).then(|| head(ledger, self.id, &self.header).tail_of(self.crc, len as u32))
     }
 
     /// Bytes this entry counts against budgets and ledger lengths: header and payload.
@@ -157,15 +229,57 @@ impl Entry {
 
 /// The checksum of an entry.
 #[must_use]
-pub fn checksum(ledger: LedgerId, id: EntryId, header: &[u8; HEADER_LEN], payload: &[u8]) -> u32 {
-    Crc32c::new().update(&head(ledger, id, header)).update(payload).value()
+pub fn checksum(ledger: LedgerId, id: EntryId, header: &Header, payload: &[u8]) -> u32 {
+    head(ledger, id, header).update(payload).value()
 }
 
-/// What the checksum covers before the payload.
-fn head(ledger: LedgerId, id: EntryId, header: &[u8; HEADER_LEN]) -> [u8; 16 + HEADER_LEN] {
+/// Checksum of what comes before the payload: ledger, id and header.
+fn head(ledger: LedgerId, id: EntryId, header: &Header) -> Crc32c {
     let mut head = [0_u8; 16 + HEADER_LEN];
     head[..8].copy_from_slice(&ledger.0.to_le_bytes());
     head[8..16].copy_from_slice(&id.0.to_le_bytes());
-    head[16..].copy_from_slice(header);
-    head
+    head[16..].copy_from_slice(&header.encode());
+    Crc32c::new().update(&head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use geminga_common::checksum::crc32c;
+
+    fn entry(payload: impl Into<Payload>) -> Entry {
+        let header = Header {
+            kind: Kind::Messages,
+            messages: 1,
+            first_index: MessageIndex(5),
+            timestamp_ms: 6,
+            bytes_before: 7,
+        };
+        Entry::new(LedgerId(1), EntryId(2), header, payload)
+    }
+
+    #[test]
+    fn a_known_checksum_gives_what_a_pass_gives() {
+        for len in [0, 1, PASS_BELOW - 1, PASS_BELOW, 100_000] {
+            let bytes: Bytes = (0..len).map(|n| (n * n / 5) as u8).collect();
+            let passed = entry(bytes.clone());
+            let known = entry(Payload::summed(bytes.clone(), crc32c(&bytes)));
+            assert_eq!(passed, known);
+            assert!(passed.verify(LedgerId(1)) && !passed.verify(LedgerId(2)));
+            // As it comes from elsewhere: nothing is known of its bytes.
+            let read = Entry { payload: bytes.clone().into(), ..passed };
+            assert!(read.verify(LedgerId(1)) && !read.verify(LedgerId(2)));
+            let sum = (len >= PASS_BELOW).then(|| crc32c(&bytes));
+            assert_eq!((read.payload_crc(LedgerId(1)), known.payload_crc(LedgerId(1))), (sum, sum));
+        }
+    }
+
+    #[test]
+    fn other_bytes_under_the_same_checksum_are_found_out() {
+        let good = entry(vec![1; PASS_BELOW]);
+        let mut bytes = vec![1; PASS_BELOW];
+        bytes[PASS_BELOW / 2] = 2;
+        assert!(!Entry { payload: bytes.clone().into(), ..good.clone() }.verify(LedgerId(1)));
+        assert!(!Entry { crc: good.crc ^ 1, ..good }.verify(LedgerId(1)));
+    }
 }

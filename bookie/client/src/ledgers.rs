@@ -11,11 +11,10 @@ mod tests;
 pub use client::{LedgerClient, Parts};
 pub use ids::raise as raise_ids;
 
-use crate::entry::{Entry, Header};
+use crate::entry::{Entry, Header, Payload};
 use crate::quorum::QuorumSpec;
 use crate::record::{ClosedLedger, Fragment, LedgerAttributes};
 use crate::rpc::{BookieRef, IdRange, ReadClass};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use geminga_common::ids::{EntryId, LedgerId, Term};
 use geminga_common::metadata::{Compare, MetaError, Op, Revision};
@@ -27,7 +26,7 @@ pub struct NewEntry {
     /// Fixed header.
     pub header: Header,
     /// Payload.
-    pub payload: Bytes,
+    pub payload: Payload,
 }
 
 /// A ledger about to be created: commit `compares` and `ops`, then open its writer.

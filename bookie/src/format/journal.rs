@@ -135,7 +135,7 @@ pub(crate) fn decode_entry(f: &mut Fields<'_>, whole: &Bytes) -> Option<Entry> {
     let header = Header::decode(&f.array()?).ok()?;
     let len = f.u32()? as usize;
     let payload = whole.slice_ref(f.take(len)?);
-    Some(Entry { id, crc, header, payload })
+    Some(Entry { id, crc, header, payload: payload.into() })
 }
 
 /// Which journal a file belongs to.

@@ -247,7 +247,7 @@ fn checksums_of_long_payloads_are_those_of_their_bytes() {
 #[test]
 fn a_payload_that_changed_after_its_check_is_not_sealed_as_good() {
     let mut bad = entry(7, 0, &[3; 9000]);
-    bad.payload = Bytes::from(vec![4; 9000]);
+    bad.payload = vec![4; 9000].into();
     let mut out = Vec::new();
     let mut block = OpenBlock::begin(&mut out);
     block.push(&mut out, LedgerId(7), &bad);

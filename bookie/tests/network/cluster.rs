@@ -62,7 +62,7 @@ fn entry(n: u64) -> NewEntry {
         timestamp_ms: n,
         bytes_before: 0,
     };
-    NewEntry { header, payload: payload(n) }
+    NewEntry { header, payload: payload(n).into() }
 }
 
 fn payload(n: u64) -> Bytes {
@@ -122,7 +122,7 @@ async fn read_all(client: &Client, view: &LedgerView, count: u64) {
         let (first, last) = (EntryId(next), EntryId(count - 1));
         let run = client.ledgers.read(view, first, last, 1 << 20, ReadClass::CatchUp).await.unwrap();
         for found in run {
-            assert!(found.id == EntryId(next) && found.payload == payload(next), "entry {next}");
+            assert!(found.id == EntryId(next) && *found.payload == payload(next), "entry {next}");
             assert_eq!(found.header.first_index, MessageIndex(next));
             next += 1;
         }

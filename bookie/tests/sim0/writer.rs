@@ -57,7 +57,7 @@ impl Shell {
             timestamp_ms: 0,
             bytes_before: 0,
         };
-        let new = vec![NewEntry { header, payload: payload.clone() }];
+        let new = vec![NewEntry { header, payload: payload.clone().into() }];
         let Ok(id) = self.state.append(new, &mut self.effects) else { return false };
         self.sent.push_back((id, message, payload));
         self.carry_out();

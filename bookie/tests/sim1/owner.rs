@@ -3,7 +3,6 @@
 use crate::client::Client;
 use crate::sim::Sim;
 use crate::topic::{KEY, Topic, attributes};
-use bytes::Bytes;
 use geminga_bookie_client::entry::{Header, Kind};
 use geminga_bookie_client::ledgers::{
     CreatePlan, Ledgers, NewEntry, RecoverError, Writer, WriterEvent, WriterEvents,
@@ -71,7 +70,7 @@ impl Owner {
             timestamp_ms: 1,
             bytes_before: 0,
         };
-        NewEntry { header, payload: Bytes::from(payload) }
+        NewEntry { header, payload: payload.into() }
     }
 
     /// Recovers what is open and opens a ledger of its own. `None`: not now.
@@ -170,7 +169,7 @@ impl Owner {
             let burst = 1 + self.rng.below(6);
             for _ in 0..burst {
                 let (ledger, entry) = (session.writer.ledger(), self.entry(session.writer.ledger()));
-                let payload = entry.payload.clone();
+                let payload = (*entry.payload).clone();
                 let Ok(id) = session.writer.append(vec![entry]) else { break };
                 self.sim.check.lock().appended(ledger, id, payload);
                 sent += 1;

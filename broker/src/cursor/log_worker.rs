@@ -248,7 +248,8 @@ impl Worker {
             bytes_before: 0,
         };
         let count = entries.len() as u64;
-        let entries = entries.into_iter().map(|payload| NewEntry { header, payload }).collect();
+        let entries =
+            entries.into_iter().map(|payload| NewEntry { header, payload: payload.into() }).collect();
         let first = writer.append(entries)?;
         Ok(EntryId(first.0 + count - 1))
     }

@@ -2,7 +2,7 @@
 //! sent, so that an entry that fails before it was sent leaves no hole in the index.
 
 use super::*;
-use geminga_bookie_client::entry::Kind;
+use geminga_bookie_client::entry::{Kind, Payload};
 use geminga_bookie_client::ledgers::{NewEntry, Progress};
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ const BATCH_MAX: usize = 1024;
 
 #[derive(Debug)]
 struct Queued {
-    payload: Bytes,
+    payload: Payload,
     messages: u32,
     stamp_ms: u64,
 }
@@ -105,7 +105,7 @@ impl ManagedLedger {
                     timestamp_ms: q.stamp_ms,
                     bytes_before: 0,
                 };
-                self.appends.sent.push_back(Entry { header, payload: q.payload.clone() });
+                self.appends.sent.push_back(Entry { header, payload: (*q.payload).clone() });
                 batch.push(NewEntry { header, payload: q.payload });
             }
             let Some(writer) = self.writer.as_mut() else { return };

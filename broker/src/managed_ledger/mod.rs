@@ -49,7 +49,7 @@ pub use tombstones::sweep_tombstones;
 pub use topic_ids::TopicIds;
 
 use bytes::Bytes;
-use geminga_bookie_client::entry::{HEADER_LEN, Header};
+use geminga_bookie_client::entry::{HEADER_LEN, Header, Payload};
 use geminga_bookie_client::ledgers::{AppendError, Ledgers, Writer, WriterEvent};
 use geminga_common::clock::Clock;
 use geminga_common::ids::{LedgerId, OwnerEpoch, Position, TopicId};
@@ -123,7 +123,7 @@ pub struct Token(pub u64);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Append {
     /// Payload: the producer's frame from magic and CRC on.
-    pub payload: Bytes,
+    pub payload: Payload,
     /// Messages it holds, at least 1.
     pub messages: u32,
 }

@@ -130,7 +130,7 @@ impl Source for LedgerReader {
 fn sourced(ledger: LedgerId, read: ReadEntry) -> Sourced {
     let (id, Entry { header, payload }) = (read.position.entry, read.entry);
     let bytes = header.encode();
-    let crc = geminga_bookie_client::entry::checksum(ledger, id, &bytes, &payload);
+    let crc = geminga_bookie_client::entry::checksum(ledger, id, &header, &payload);
     Sourced {
         entry: block::Entry { id, crc, header: bytes, payload },
         publish_ms: header.timestamp_ms,

@@ -115,7 +115,7 @@ impl LedgerSource {
     ) -> Result<Vec<entry::Entry>, LedgerReadError> {
         let open = |e: geminga_offload::format::block::Entry| {
             let header = Header::decode(&e.header).ok()?;
-            let opened = entry::Entry { id: e.id, crc: e.crc, header, payload: e.payload };
+            let opened = entry::Entry { id: e.id, crc: e.crc, header, payload: e.payload.into() };
             opened.verify(self.ledger).then_some(opened)
         };
         entries
@@ -148,7 +148,7 @@ impl LedgerSource {
         }
         let entry = |e: entry::Entry| ReadEntry {
             position: Position::new(self.ledger, e.id),
-            entry: Entry { header: e.header, payload: e.payload },
+            entry: Entry { header: e.header, payload: e.payload.into_bytes() },
         };
         Ok(entries.into_iter().map(entry).collect())
     }

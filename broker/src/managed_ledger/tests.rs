@@ -248,7 +248,7 @@ impl Owner {
 }
 
 fn append(n: u32) -> Append {
-    Append { payload: payload(n), messages: n % 3 + 1 }
+    Append { payload: payload(n).into(), messages: n % 3 + 1 }
 }
 
 fn payload(n: u32) -> Bytes {
@@ -441,10 +441,10 @@ async fn too_large_is_refused_alone_and_too_much_is_busy() {
     let rig = Rig::new(config);
     let mut owner = rig.open().await;
     owner.send(0..2);
-    let large = Append { payload: Bytes::from(vec![0; 101]), messages: 1 };
+    let large = Append { payload: vec![0; 101].into(), messages: 1 };
     let refused = owner.ml.append(vec![append(2), large]);
     assert_eq!(refused, Err(AppendRefused::TooLarge { nth: 1, size: 101, limit: 100 }));
-    let full = Append { payload: Bytes::from(vec![0; 100]), messages: 1 };
+    let full = Append { payload: vec![0; 100].into(), messages: 1 };
     assert_eq!(owner.ml.append(vec![full.clone(), full]), Err(AppendRefused::Busy));
     assert_eq!(owner.acked(2).await.len(), 2);
     owner.append(2..5).await;

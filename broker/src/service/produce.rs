@@ -11,13 +11,15 @@ use crate::topic::messages::{AccessMode, AddProducer, Admission, Admitted, Messa
 use crate::topic::peer::{Peer, ProducerSlot};
 use crate::topic::{ProducerRef, TopicError, TopicHandle};
 use bytes::Bytes;
+use geminga_bookie_client::entry::Payload;
+use geminga_common::checksum::Crc32c;
 use geminga_common::ids::{ProducerId, RequestId};
 use geminga_common::names::{SubscriptionName, TopicName};
 use geminga_common::tasks::OnFailure;
 use geminga_proto::decode::{self, decode_send};
 use geminga_proto::frame::Frame;
 use geminga_proto::metadata_view::MetadataView;
-use geminga_proto::payload::parse_payload;
+use geminga_proto::payload::{MessageParts, parse_payload};
 use geminga_proto::pulsar::base_command::Type;
 use geminga_proto::pulsar::{self as wire, ServerError};
 use std::sync::Arc;
@@ -25,6 +27,8 @@ use std::time::Duration;
 
 /// What one queued send costs the publish budget beyond its payload, in bytes.
 const SEND_OVERHEAD: usize = 256;
+/// Bytes of the mark and the checksum that come before what the checksum covers.
+const CHECKSUM_BLOCK: usize = 6;
 /// How long sends of a producer that the broker closed are dropped before they count as a violation.
 const CLOSED_GRACE: Duration = Duration::from_secs(30);
 
@@ -46,8 +50,8 @@ impl Connection {
     pub(super) fn send(&mut self, frame: Frame) -> Result<(), End> {
         let send = decode_send(&frame.command).map_err(|_| End::Violation("malformed SEND"))?;
         let id = ProducerId(send.producer_id);
-        let members_max = match check(&send, &frame.rest) {
-            Ok(members_max) => members_max,
+        let (members_max, payload) = match check(&send, &frame.rest) {
+            Ok(good) => good,
             Err(refused) => {
                 // The producer must exist all the same: an unknown one is a violation, whatever it sends.
                 self.route(id)?;
@@ -62,7 +66,7 @@ impl Connection {
             // Permits, limits on what is unacknowledged and message indexes are counted by it. A number that the bytes cannot hold would
             // take them from everybody who shares the subscription.
             messages: u32::try_from(send.num_messages).unwrap_or(1).clamp(1, members_max),
-            payload: frame.rest,
+            payload,
             chunk: send.is_chunk,
         };
         if let Some(group) = self.burst.groups.iter_mut().find(|group| group.id == id) {
@@ -95,8 +99,8 @@ impl Connection {
     }
 }
 
-/// What can be refused before the topic sees it; answers how many messages the entry may hold.
-fn check(send: &decode::Send, rest: &Bytes) -> Result<u32, (ServerError, &'static str)> {
+/// What can be refused before the topic sees it; answers how many messages the entry may hold, and the entry.
+fn check(send: &decode::Send, rest: &Bytes) -> Result<(u32, Payload), (ServerError, &'static str)> {
     let parts = parse_payload(rest.clone())
         .map_err(|_| (ServerError::MetadataError, "the message's frame cannot be read; it was not stored"))?;
     if parts.verify_checksum().is_err() {
@@ -117,7 +121,19 @@ fn check(send: &decode::Send, rest: &Bytes) -> Result<u32, (ServerError, &'stati
             "only a shadow topic takes messages with an id of their own",
         ));
     }
-    Ok(view.members_max(parts.payload().len()))
+    Ok((view.members_max(parts.payload().len()), summed(&parts)))
+}
+
+/// The entry, with its checksum where the producer's, which holds, covers all but the mark and itself.
+fn summed(parts: &MessageParts) -> Payload {
+    let entry = parts.entry();
+    match (parts.checksum(), entry.split_at_checked(CHECKSUM_BLOCK)) {
+        (Some(checksum), Some((block, rest))) => {
+            let crc = Crc32c::new().update(block).append(checksum, rest.len() as u32);
+            Payload::summed(entry.clone(), crc.value())
+        }
+        _ => entry.clone().into(),
+    }
 }
 
 /// PRODUCER.

@@ -4,7 +4,7 @@ use super::peer::Peer;
 use super::{ProducerKey, Reply};
 use crate::dispatch::ConsumerKey;
 use crate::managed_ledger;
-use bytes::Bytes;
+use geminga_bookie_client::entry::Payload;
 use geminga_bookie_client::registry::absence::Suspect;
 use geminga_common::budget::Permit;
 use geminga_common::ids::{ConsumerId, Position, ProducerId};
@@ -95,7 +95,7 @@ pub(crate) struct Send {
     /// Messages in the entry.
     pub(crate) messages: u32,
     /// The frame from magic and checksum on.
-    pub(crate) payload: Bytes,
+    pub(crate) payload: Payload,
     /// Whether it is a chunk of a larger message, for stats.
     pub(crate) chunk: bool,
 }

@@ -152,7 +152,7 @@ async fn write(
                 timestamp_ms: 1,
                 bytes_before: sent * payload.len() as u64,
             };
-            writer.append(vec![NewEntry { header, payload: payload.clone() }])?;
+            writer.append(vec![NewEntry { header, payload: payload.clone().into() }])?;
             sent += 1;
         }
         let mut progress = writer.on_event(told.recv().await.context("a writer without events")?);

@@ -8,7 +8,6 @@ use crate::record::{Fragment, LedgerAttributes, LedgerKind, LedgerRecord, Ledger
 use crate::recovery::state as recovery;
 use crate::rpc::{Add, AddError, BookieRef, ControlError, Doubt, Read, ReadAnswer, ReadClass, Tail};
 use crate::writer::state as writer;
-use bytes::Bytes;
 use geminga_common::ids::{
     BookieId, EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId,
 };
@@ -157,7 +156,7 @@ impl World {
                 timestamp_ms: 0,
                 bytes_before: 0,
             },
-            payload: Bytes::from(format!("entry {}", next + i)),
+            payload: format!("entry {}", next + i).into_bytes().into(),
         };
         if next + count > ENTRIES_MAX {
             return;

@@ -142,7 +142,7 @@ pub fn pack_adds(incarnation: Incarnation, adds: &[Add]) -> Packed {
         for entry in &add.entries {
             entry_row(&mut table, entry);
             if !entry.payload.is_empty() {
-                data.push(entry.payload.clone());
+                data.push((*entry.payload).clone());
             }
         }
     }
@@ -156,7 +156,7 @@ pub fn pack_entries(ledger: LedgerId, entries: &[Entry]) -> Packed {
     let bytes: usize = entries.iter().map(|e| e.payload.len()).sum();
     head(&mut table, ENTRIES, entries.len(), bytes, ledger.0);
     entries.iter().for_each(|entry| entry_row(&mut table, entry));
-    let payloads = entries.iter().map(|e| e.payload.clone()).filter(|payload| !payload.is_empty());
+    let payloads = entries.iter().map(|e| (*e.payload).clone()).filter(|payload| !payload.is_empty());
     finish(table, payloads.collect())
 }
 
@@ -228,7 +228,7 @@ impl<'a> Rows<'a> {
         let payload = self.bytes(half(row, 40))?;
         let header: &[u8; HEADER_LEN] = row[8..8 + HEADER_LEN].try_into().expect("the header's length");
         Ok(match Header::decode(header) {
-            Ok(header) => Ok(Entry { id, crc: half(row, 44), header, payload }),
+            Ok(header) => Ok(Entry { id, crc: half(row, 44), header, payload: payload.into() }),
             Err(_) => Err(id),
         })
     }

@@ -72,7 +72,7 @@ fn entry(text: &str) -> NewEntry {
         timestamp_ms: 5,
         bytes_before: 0,
     };
-    NewEntry { header, payload: Bytes::copy_from_slice(text.as_bytes()) }
+    NewEntry { header, payload: text.as_bytes().to_vec().into() }
 }
 
 struct Open {

@@ -6,7 +6,6 @@ use crate::ledgers::{AppendError, Copies, NewEntry};
 use crate::quorum::{QuorumSpec, SlotSet};
 use crate::record::{Fragment, LedgerAttributes, LedgerKind, LedgerRecord, LedgerState, OpId, RepairRange};
 use crate::rpc::{AddError, BookieRef};
-use bytes::Bytes;
 use geminga_common::ids::{
     BookieId, EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId,
 };
@@ -62,7 +61,7 @@ impl Story {
             timestamp_ms: 0,
             bytes_before: 0,
         };
-        let new = sizes.iter().map(|n| NewEntry { header, payload: Bytes::from(vec![b'x'; *n]) }).collect();
+        let new = sizes.iter().map(|n| NewEntry { header, payload: vec![b'x'; *n].into() }).collect();
         self.state.append(new, &mut self.out)
     }
 

@@ -399,7 +399,7 @@ impl Small {
             timestamp_ms: 0,
             bytes_before: 0,
         };
-        let entry = NewEntry { header, payload: Bytes::from_static(b"x") };
+        let entry = NewEntry { header, payload: Bytes::from_static(b"x").into() };
         self.write(|state, out| drop(state.append(vec![entry.clone()], out)));
     }
 

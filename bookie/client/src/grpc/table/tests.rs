@@ -14,7 +14,7 @@ fn entry(ledger: u64, id: u64, payload: Vec<u8>) -> Entry {
         timestamp_ms: 9,
         bytes_before: 11,
     };
-    Entry::new(LedgerId(ledger), EntryId(id), header, payload.into())
+    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from(payload))
 }
 
 fn attributes() -> Arc<LedgerAttributes> {

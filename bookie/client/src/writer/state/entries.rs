@@ -1,7 +1,7 @@
 //! Entries on their way: handed out, sent to their slots, acknowledged in order.
 
 use super::{Effect, Pending, SlotAdd, State, Status};
-use crate::entry::Entry;
+use crate::entry::{Entry, Payload};
 use crate::ledgers::{AppendError, NewEntry};
 use crate::mutant::{Mutant, active};
 use crate::quorum::{AckSet, SlotSet};
@@ -188,7 +188,7 @@ impl State {
             .iter()
             .filter(|p| self.quorum.write_set(p.entry.id).contains(slot))
             .map(|p| match active(Mutant::ResendDrained) {
-                true => Entry { payload: bytes::Bytes::new(), ..p.entry.clone() },
+                true => Entry { payload: Payload::default(), ..p.entry.clone() },
                 false => p.entry.clone(),
             })
             .collect();
