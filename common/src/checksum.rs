@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn known_sums_add_up_to_the_whole() {
-        let bytes: Vec<u8> = (0..200_000_u32).map(|n| (n * n / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..200_000_u64).map(|n| (n * n / 7) as u8).collect();
         let whole = crc32c(&bytes);
         for at in [0, 1, 2, 255, 256, 257, 4096, 65_535, 65_536, 65_537, 131_071, 199_999, 200_000] {
             let (head, tail) = bytes.split_at(at);
