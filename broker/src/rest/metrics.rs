@@ -3,7 +3,7 @@
 
 use super::Rest;
 use super::stats::{SubscriptionStats, TopicStats};
-use geminga_bookie_client::placement::Degraded;
+use geminga_bookie_client::placement::{Degraded, Figures as PlacementFigures};
 use geminga_common::names::TopicName;
 use geminga_offload::cost::{Bill, Kind};
 use geminga_offload::meters::Figures;
@@ -48,14 +48,15 @@ fn repair_lines(families: &mut Families, cluster: &str, figures: &crate::repair:
     add("geminga_repair_bytes_copied_total", "counter", figures.bytes);
 }
 
-/// By how many bookies, and zones, the last ledger that this broker placed fell short.
-fn placement_lines(families: &mut Families, cluster: &str, degraded: Option<Degraded>) {
+/// By how many bookies, and zones, the last ledger that this broker placed fell short, and how often it found a bookie slow.
+fn placement_lines(families: &mut Families, cluster: &str, figures: &PlacementFigures) {
     let short = |of: fn(&Degraded) -> (usize, usize)| {
-        let (wanted, found) = degraded.as_ref().map_or((0, 0), of);
+        let (wanted, found) = figures.degraded.as_ref().map_or((0, 0), of);
         wanted.saturating_sub(found) as f64
     };
     families.add("geminga_placement_bookies_missing", "gauge", cluster, short(|d| d.bookies));
     families.add("geminga_placement_zones_missing", "gauge", cluster, short(|d| d.zones));
+    families.add("geminga_bookie_slow_verdicts_total", "counter", cluster, figures.slow_verdicts as f64);
 }
 
 /// Offloading of one topic, as Pulsar tells it: nothing of topics that nothing was done for, counters with `_total` behind the
@@ -155,8 +156,8 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);
     }
-    if let Some(degraded) = rest.broker.placement() {
-        placement_lines(&mut families, &cluster, degraded);
+    if let Some(figures) = rest.broker.placement() {
+        placement_lines(&mut families, &cluster, &figures);
     }
     families.render()
 }
