@@ -261,3 +261,23 @@ pub(super) fn cpu_ticks(stat: &str) -> Option<u64> {
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placing_tells_what_is_missing_and_how_often_a_bookie_was_slow() {
+        let mut families = Families::default();
+        let degraded = Some(Degraded { bookies: (3, 2), zones: (3, 1) });
+        placement_lines(&mut families, "cluster=\"c\"", &PlacementFigures { degraded, slow_verdicts: 4 });
+        let text = families.render();
+        for line in [
+            "geminga_placement_bookies_missing{cluster=\"c\"} 1.0",
+            "geminga_placement_zones_missing{cluster=\"c\"} 2.0",
+            "# TYPE geminga_bookie_slow_verdicts_total counter\ngeminga_bookie_slow_verdicts_total{cluster=\"c\"} 4.0",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+}

@@ -7,8 +7,8 @@
 //! Placement avoids who is under a verdict, and writers of open ledgers put another bookie in its place; so nothing more is measured,
 //! and silence proves nothing. A verdict therefore stands for a time: 1 min, and twice as long each time in a row, up to 1 h. Then the
 //! bookie may be taken again, and has to show that it is fast: the row ends once it has answered fast for as long as it was away. Who is
-//! still written to under a verdict, because there was nobody to take its place, is cleared once its mean has been below twice the
-//! median for 5 s.
+//! still written to under a verdict, because there was nobody to take its place, is cleared once its mean has come back to twice the
+//! median and has not been above the limit for 5 s. That is also what counts as fast.
 //!
 //! Owner: the transport; placement and writers ask.
 
@@ -36,7 +36,7 @@ struct Track {
     mean: Duration,
     last: Instant,
     above_since: Option<Instant>,
-    /// Not above the way back to grace since.
+    /// Came back to twice the median then, and has not been above the limit since.
     fast_since: Option<Instant>,
     /// Under a verdict until then.
     until: Option<Instant>,
