@@ -22,7 +22,7 @@ use crate::topic::{TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use geminga_bookie_client::ledgers::Ledgers;
-use geminga_bookie_client::placement::Degraded;
+use geminga_bookie_client::placement::Figures as PlacementFigures;
 use geminga_common::budget::Budget;
 use geminga_common::clock::Clock;
 use geminga_common::error::Code;
@@ -345,9 +345,10 @@ impl Broker {
         self.addresses.pulsar.clone()
     }
 
-    /// In what way the last ledger was placed below what was asked for; `None` where there is nothing to place on.
-    pub(crate) fn placement(&self) -> Option<Option<Degraded>> {
-        self.repair.as_ref().map(|means| means.placement.degraded())
+    /// How placing ledgers stands; `None` where there is nothing to place on.
+    pub(crate) fn placement(&self) -> Option<PlacementFigures> {
+        let placement = self.repair.as_ref().map(|means| &means.placement)?;
+        Some(PlacementFigures { degraded: placement.degraded(), slow_verdicts: placement.slow_verdicts() })
     }
 
     /// How repairs stand here; `None` where nothing is repaired.

@@ -110,6 +110,7 @@ codes! {
     3007 TOO_MANY_CONSUMERS: "the topic or subscription has as many consumers as allowed", pulsar 5, http 409, grpc 8, retry false;
     3008 TOO_MANY_SUBSCRIPTIONS: "the topic has as many subscriptions as allowed", pulsar 22, http 409, grpc 8, retry false;
     3009 OUT_OF_MEMORY_BUDGET: "the memory budget is used up; try again", pulsar 14, http 503, grpc 8, retry true;
+    3020 BOOKIE_SLOW: "a bookie answers adds much slower than the others", pulsar 1, http 503, grpc 14, retry true;
     4001 PERSISTENCE: "the message could not be stored", pulsar 2, http 500, grpc 14, retry true;
     4002 DISK_FULL: "the disk is full", pulsar 2, http 507, grpc 8, retry true;
     4003 READ_ONLY_DISK: "the disk takes no writes", pulsar 2, http 503, grpc 14, retry true;

@@ -23,6 +23,26 @@ pub trait Placement: Send + Sync + 'static {
         // Who always answers the same has nothing to choose from.
         None
     }
+    /// A number that moves when it is time for writers to ask [`Placement::instead_of_slow`] about their members.
+    fn slow_told(&self) -> u64 {
+        // Who does not measure finds nobody slow.
+        0
+    }
+    /// A bookie to take the place of `member` of an open ledger, because `member` is slow, beside `keep`; `exclude` holds all members.
+    /// `None`: it is not slow, or nobody better could stand in its place. Slow is better than missing.
+    fn instead_of_slow(
+        &self,
+        member: &BookieRef,
+        keep: &[BookieRef],
+        exclude: &[BookieRef],
+    ) -> Option<BookieRef> {
+        let _ = (member, keep, exclude);
+        None
+    }
+    /// How often a bookie was found slow since the start.
+    fn slow_verdicts(&self) -> u64 {
+        0
+    }
     /// Whether a bookie's store is given up for good, so that nobody need wait for it to delete anything. Being out of reach is
     /// not enough.
     fn given_up(&self, bookie: &BookieRef) -> bool {
@@ -30,6 +50,15 @@ pub trait Placement: Send + Sync + 'static {
         let _ = bookie;
         false
     }
+}
+
+/// What a placement tells of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Figures {
+    /// In what way the last ensemble fell short.
+    pub degraded: Option<Degraded>,
+    /// How often a bookie was found slow since the start.
+    pub slow_verdicts: u64,
 }
 
 /// In what way the last ensemble fell short.

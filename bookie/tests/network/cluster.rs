@@ -2,7 +2,7 @@
 //! node dies meanwhile.
 
 use crate::nodes::{config, metadata, parts};
-use crate::support::{CLUSTER, id};
+use crate::support::{CLUSTER, Mode, Proxy, id};
 use bytes::Bytes;
 use geminga_bookie::node::Node;
 use geminga_bookie_client::entry::{Header, Kind};
@@ -34,10 +34,18 @@ struct Client {
 }
 
 async fn client(metadata: &Arc<MemoryStore>) -> Client {
+    client_over(metadata, |resolve| resolve).await
+}
+
+/// A client that reaches bookies where `way` says.
+async fn client_over(
+    metadata: &Arc<MemoryStore>,
+    way: impl FnOnce(grpc::Resolve) -> grpc::Resolve,
+) -> Client {
     let tasks = TaskGroup::new();
     let keys = Keys::new(CLUSTER);
     let registry = Registry::start(metadata.clone(), keys.clone(), &tasks).await.unwrap();
-    let rpc = GrpcBookies::new(grpc::Config::new(CLUSTER, "tests"), registry.resolve(), tasks.clone());
+    let rpc = GrpcBookies::new(grpc::Config::new(CLUSTER, "tests"), way(registry.resolve()), tasks.clone());
     let (health, rng) = (rpc.health().clone(), Rng::seeded(1));
     let placement = Arc::new(ZonePlacement::new(registry.clone(), Some(health), 3, rng));
     let ledgers = LedgerClient::new(Parts {
@@ -186,6 +194,64 @@ async fn a_node_dies_another_takes_its_place_and_recovery_reads_everything_back(
     fresh.tasks.stop();
     b2.stop().await;
     b4.stop().await;
+}
+
+/// Publishes until `met`.
+async fn publish_until(open: &mut Open, met: impl Fn(&LedgerView) -> bool) {
+    let begun = tokio::time::Instant::now();
+    while !met(&open.writer.view()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never: {:?}", open.writer.view());
+        open.append(3);
+        open.until(|p, _| p.drained()).await;
+        assert_eq!(holders(&open.writer.view()).len(), 3, "slow is better than missing");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_ledger_leaves_a_slow_bookie_once_there_is_another_and_for_good() {
+    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    let start = |name: &'static str| Node::start(config(name, dir.path()), parts(&metadata));
+    let nodes = [start("b1").await.unwrap(), start("b2").await.unwrap(), start("b3").await.unwrap()];
+    let direct = client(&metadata).await;
+    let alive = |view: &geminga_bookie_client::registry::View| {
+        view.bookies.values().filter(|b| b.live.is_some()).count()
+    };
+    direct.registry.until(|view| alive(view) == 3).await.unwrap();
+    let proxy = Proxy::start(direct.registry.resolve()(&id("b1")).unwrap().parse().unwrap()).await;
+    let by = proxy.address.to_string();
+    let writing = client_over(&metadata, move |resolve| {
+        Arc::new(move |bookie| if *bookie == id("b1") { Some(by.clone()) } else { resolve(bookie) })
+    })
+    .await;
+    let mut open = Open::create(&writing, &metadata).await;
+    open.append(20);
+    open.until(|p, _| p.drained() && p.lafr == p.lac).await;
+
+    // One of exactly three is slow: it gets its verdict, and stays.
+    proxy.set(Mode::Slow(Duration::from_millis(300)));
+    publish_until(&mut open, |_| writing.placement.slow_verdicts() == 1).await;
+    let since = tokio::time::Instant::now();
+    publish_until(&mut open, |_| since.elapsed() > Duration::from_secs(6)).await;
+    assert!(holders(&open.writer.view()).contains(&"b1"));
+    assert_eq!(open.writer.view().fragments.len(), 1);
+
+    // Another comes and takes its place, for good.
+    let b4 = start("b4").await.unwrap();
+    publish_until(&mut open, |view| holders(view).contains(&"b4")).await;
+    let since = tokio::time::Instant::now();
+    publish_until(&mut open, |_| since.elapsed() > Duration::from_secs(6)).await;
+    let view = open.writer.view();
+    assert!(!holders(&view).contains(&"b1"));
+    assert_eq!((view.fragments.len(), writing.placement.slow_verdicts()), (2, 1), "no flapping");
+    read_all(&direct, &view, open.sent).await;
+
+    writing.tasks.stop();
+    direct.tasks.stop();
+    proxy.tasks.stop();
+    for node in nodes.into_iter().chain([b4]) {
+        node.stop().await;
+    }
 }
 
 async fn recover(

@@ -108,6 +108,8 @@ pub(crate) enum Mode {
     Pass,
     /// Connections stay open and nothing moves: a stopped process, or half of a network.
     Hold,
+    /// What comes stays this long: a slow disk, or a long way.
+    Slow(Duration),
 }
 
 /// Forwards connections to one address.
@@ -170,9 +172,11 @@ async fn copy(
 ) {
     let mut buf = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buf).await {
-        if mode.wait_for(|mode| *mode == Mode::Pass).await.is_err()
-            || to.write_all(&buf[..read]).await.is_err()
-        {
+        let Ok(now) = mode.wait_for(|mode| *mode != Mode::Hold).await.map(|mode| *mode) else { return };
+        if let Mode::Slow(by) = now {
+            tokio::time::sleep(by).await;
+        }
+        if to.write_all(&buf[..read]).await.is_err() {
             return;
         }
     }

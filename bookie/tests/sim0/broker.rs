@@ -131,22 +131,7 @@ async fn take_over(cx: &Cx, alive: &Rc<Cell<bool>>) -> Option<(u64, Bytes)> {
 }
 
 async fn serve(cx: &Cx, epoch: u64, guard: Compare, bookies: Bookies) {
-    let quorum = cx.sim.w.borrow().plan.quorum;
-    let mut owner = Owner {
-        cx: cx.clone(),
-        epoch,
-        guard,
-        bookies,
-        inbox: Inbox::default(),
-        topic: Topic::default(),
-        revision: Revision(0),
-        quorum,
-        queue: VecDeque::new(),
-        next_message: 0,
-        shell: None,
-        sealed: None,
-        ids: (0, 0),
-    };
+    let mut owner = Owner::new(cx, epoch, guard, bookies);
     if owner.open().await.is_none() {
         return;
     }
@@ -155,6 +140,25 @@ async fn serve(cx: &Cx, epoch: u64, guard: Compare, bookies: Bookies) {
 }
 
 impl Owner {
+    fn new(cx: &Cx, epoch: u64, guard: Compare, bookies: Bookies) -> Self {
+        let quorum = cx.sim.w.borrow().plan.quorum;
+        Self {
+            cx: cx.clone(),
+            epoch,
+            guard,
+            bookies,
+            inbox: Inbox::default(),
+            topic: Topic::default(),
+            revision: Revision(0),
+            quorum,
+            queue: VecDeque::new(),
+            next_message: 0,
+            shell: None,
+            sealed: None,
+            ids: (0, 0),
+        }
+    }
+
     /// Commits a change of the topic record; `None` when another wrote it.
     async fn commit(&mut self, next: Topic, compares: Vec<Compare>, ops: Vec<Op>) -> Option<()> {
         let mut next = Topic { epoch: self.epoch, op_id: self.cx.random(), ..next };
@@ -558,3 +562,6 @@ pub(crate) fn view(closed: &ClosedLedger) -> LedgerRecord {
 pub(crate) async fn record_of(cx: &Cx, id: LedgerId) -> Option<(LedgerRecord, Revision)> {
     get_patiently(cx, &keys().ledger(id)).await.map(|stored| decode(&stored))
 }
+
+#[cfg(test)]
+mod tests;

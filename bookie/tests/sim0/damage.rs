@@ -10,7 +10,6 @@ use crate::meta::{keys, registration};
 use crate::plan::{SECOND, Us};
 use crate::world::World;
 use geminga_bookie::Health;
-use geminga_bookie_client::registry::record::NodeState;
 use geminga_bookie_client::rpc::{BookieRef, Read, ReadAnswer, ReadClass};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -48,6 +47,16 @@ struct Placement {
     stores: Vec<BookieRef>,
     outcome: Rc<Cell<Outcome>>,
     orphaned: Option<Us>,
+}
+
+/// A disk that may be lost although another store is damaged.
+#[derive(Clone, Copy)]
+pub(crate) struct Loss {
+    pub(crate) victim: usize,
+    /// The damaged store.
+    pub(crate) hurt: usize,
+    /// Something is then on the damaged store alone.
+    pub(crate) leaves_alone: bool,
 }
 
 /// What may still be lost, and who might place on what is.
@@ -109,14 +118,15 @@ impl World {
         self.registered().iter().any(gone) || self.damage.placeable(self.now, gone)
     }
 
-    /// Somebody whose disk may be lost although another store is damaged: all that counts on the victim is sound elsewhere, or can still
+    /// Whether a bookie's disk may be lost although another store is damaged: all that counts on the victim is sound elsewhere, or can still
     /// be read from the damaged one, which must therefore not be let go of before it has been copied. More than S1's budget; what is
     /// open must stay decidable, and nobody may be about to publish what counts on the victim.
-    pub(crate) fn may_lose_beside_a_damaged_one(&mut self, victim: usize) -> Option<usize> {
+    pub(crate) fn may_lose_beside(&mut self, victim: usize) -> Option<Loss> {
         let mut in_place = self.nodes.iter().enumerate().filter(|(_, n)| n.damaged);
         let (Some((at, _)), None) = (in_place.next(), in_place.next()) else { return None };
         let (hurt, victim_ref) = (self.nodes[at].me.clone(), self.nodes[victim].me.clone());
-        let in_data_loss = self.meta.state_of(&hurt) == Some(NodeState::DataLoss)
+        // Before it is registered as damaged nobody knows, and once it is let go of all may forget it.
+        let in_data_loss = !self.meta.is_let_go(&hurt)
             && self.nodes[at].steps.as_ref().is_some_and(|steps| steps.health() == Health::DataLoss);
         let sound = at != victim && self.registered().contains(&victim_ref);
         // What is about to be committed over the victim cannot be seen yet (seed 2443), and what begins over it and one that was lost
@@ -132,11 +142,14 @@ impl World {
             let read = Read { ledger, first, last: first, bytes_max: 4000, class: ReadClass::Repair };
             matches!(steps.read(read), ReadAnswer::Found(_))
         };
-        if !self.check.bears_the_loss_of(&victim_ref, &hurt, readable) {
-            return None;
-        }
+        let bears = self.check.bears_the_loss_of(&victim_ref, &hurt, readable);
+        let leaves_alone = bears && self.check.is_alone_on(&victim_ref);
+        bears.then_some(Loss { victim, hurt: at, leaves_alone })
+    }
+
+    /// What was lost is more than S1's budget: nothing else may be, until everything is whole again.
+    pub(crate) fn begin_second_loss(&mut self) {
         self.damage.outstanding = self.damage.ack;
-        Some(victim)
     }
 
     /// Whether a bookie may lose data for good now.

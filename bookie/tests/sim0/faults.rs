@@ -1,7 +1,9 @@
 //! What strikes: every fault of the plan, as long as the damage stays within what quorums promise to survive.
 
+use crate::damage::Loss;
 use crate::plan::{Fault, MS, SECOND, Us};
 use crate::world::{Ev, World};
+use geminga_bookie_client::registry::record::NodeState;
 
 impl World {
     fn any_node(&mut self) -> usize {
@@ -76,11 +78,31 @@ impl World {
         }
     }
 
-    fn lose_another(&mut self, node: usize) {
-        if let Some(node) = self.may_lose_beside_a_damaged_one(node) {
-            self.inject("disk replaced beside a damaged store");
-            self.new_disk(node);
+    /// Another disk is lost while a store is in DataLoss, and that one cannot be asked for a while: whoever lets go of it now loses what it
+    /// alone has. The first bookie from the drawn one on strikes which leaves something on the damaged store alone; once metadata knows
+    /// that store as damaged, else the drawn one.
+    fn lose_another(&mut self, drawn: usize) {
+        let all = self.nodes.len();
+        let may: Vec<_> =
+            (0..all).map(|n| (drawn + n) % all).filter_map(|n| self.may_lose_beside(n)).collect();
+        let known = |loss: &&Loss| {
+            let state = self.meta.state_of(&self.nodes[loss.hurt].me);
+            loss.victim == drawn && state == Some(NodeState::DataLoss)
+        };
+        let hurts = may.iter().find(|loss| loss.leaves_alone).or(may.iter().find(known));
+        let Some(&Loss { victim, hurt, leaves_alone }) = hurts else { return };
+        if leaves_alone {
+            self.inject("a damaged store left alone with what counts");
         }
+        self.inject("disk replaced beside a damaged store");
+        self.begin_second_loss();
+        self.new_disk(victim);
+        let until = self.now + SECOND + self.rng.below(6 * SECOND);
+        for links in &mut self.links {
+            links[hurt].requests_cut = links[hurt].requests_cut.max(until);
+        }
+        self.trace
+            .note(self.now, "silent", hurt as u64, 0, || format!("nobody reaches b{hurt} until {until}"));
     }
 
     fn fill_disk(&mut self, node: usize) {

@@ -40,7 +40,7 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 27] = [
     ("own", Back::Protocol(Mutant::EpochOfRevision), 4000, &["I20", "S2"]),
     ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
     ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
-    ("own", Back::Protocol(Mutant::ReleaseUnchecked), 20_000, &["I15"]),
+    ("own", Back::Protocol(Mutant::ReleaseUnchecked), 8000, &["I15"]),
     ("own", Back::Store(StoreMutant::IncarnationKept), 2000, &["I7"]),
     ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),

@@ -21,7 +21,7 @@ use crate::topic::offload;
 use crate::topic::{Reply, TopicError, TopicHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use geminga_bookie_client::placement::Degraded;
+use geminga_bookie_client::placement::Figures as PlacementFigures;
 use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, Position};
 use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName, topic_hash};
@@ -242,7 +242,7 @@ impl BrokerApi for Admin {
         self.0.repairs()
     }
 
-    fn placement(&self) -> Option<Option<Degraded>> {
+    fn placement(&self) -> Option<PlacementFigures> {
         self.0.placement()
     }
 

@@ -29,6 +29,8 @@ struct Doubtful {
     inner: MemoryStore,
     /// Next transactions: carried out or not, the answer is lost.
     lose: Mutex<Vec<bool>>,
+    /// Somebody else's transaction, which comes right before the next on a topic.
+    crosses: Mutex<Option<Txn>>,
     gets: std::sync::atomic::AtomicUsize,
 }
 
@@ -48,7 +50,11 @@ impl MetadataStore for Doubtful {
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, MetaError>> {
         let topic = txn.ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.contains("/t/")));
         let lost = if topic { self.lose.lock().pop() } else { None };
+        let crosses = if topic { self.crosses.lock().take() } else { None };
         Box::pin(async move {
+            if let Some(crosses) = crosses {
+                assert!(matches!(self.inner.txn(crosses).await?, TxnOutcome::Committed(_)));
+            }
             match lost {
                 None => self.inner.txn(txn).await,
                 Some(done) => {
@@ -91,6 +97,7 @@ impl Rig {
         let meta = Arc::new(Doubtful {
             inner: MemoryStore::new(clock.clone()),
             lose: Mutex::default(),
+            crosses: Mutex::default(),
             gets: Default::default(),
         });
         let bookies = MemoryBookies::new(bookies);

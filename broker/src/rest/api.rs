@@ -6,7 +6,7 @@
 use super::stats::{InternalStats, TopicStats};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use geminga_bookie_client::placement::Degraded;
+use geminga_bookie_client::placement::Figures as PlacementFigures;
 use geminga_common::ids::{EntryId, LedgerId, Position};
 use geminga_common::names::{BundleRange, NamespaceName, SubscriptionName, TopicName};
 use std::collections::BTreeMap;
@@ -192,8 +192,8 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn repairs(&self) -> Option<crate::repair::Figures> {
         None
     }
-    /// In what way the last ledger was placed below what was asked for; `None` where there is nothing to place on.
-    fn placement(&self) -> Option<Option<Degraded>> {
+    /// How placing ledgers stands; `None` where there is nothing to place on.
+    fn placement(&self) -> Option<PlacementFigures> {
         None
     }
     /// What offloading has done for topics that are not loaded here: objects of topics that were deleted.

@@ -3,7 +3,7 @@
 
 use super::Rest;
 use super::stats::{SubscriptionStats, TopicStats};
-use geminga_bookie_client::placement::Degraded;
+use geminga_bookie_client::placement::{Degraded, Figures as PlacementFigures};
 use geminga_common::names::TopicName;
 use geminga_offload::cost::{Bill, Kind};
 use geminga_offload::meters::Figures;
@@ -48,14 +48,15 @@ fn repair_lines(families: &mut Families, cluster: &str, figures: &crate::repair:
     add("geminga_repair_bytes_copied_total", "counter", figures.bytes);
 }
 
-/// By how many bookies, and zones, the last ledger that this broker placed fell short.
-fn placement_lines(families: &mut Families, cluster: &str, degraded: Option<Degraded>) {
+/// By how many bookies, and zones, the last ledger that this broker placed fell short, and how often it found a bookie slow.
+fn placement_lines(families: &mut Families, cluster: &str, figures: &PlacementFigures) {
     let short = |of: fn(&Degraded) -> (usize, usize)| {
-        let (wanted, found) = degraded.as_ref().map_or((0, 0), of);
+        let (wanted, found) = figures.degraded.as_ref().map_or((0, 0), of);
         wanted.saturating_sub(found) as f64
     };
     families.add("geminga_placement_bookies_missing", "gauge", cluster, short(|d| d.bookies));
     families.add("geminga_placement_zones_missing", "gauge", cluster, short(|d| d.zones));
+    families.add("geminga_bookie_slow_verdicts_total", "counter", cluster, figures.slow_verdicts as f64);
 }
 
 /// Offloading of one topic, as Pulsar tells it: nothing of topics that nothing was done for, counters with `_total` behind the
@@ -155,8 +156,8 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     if let Some(figures) = rest.broker.repairs() {
         repair_lines(&mut families, &cluster, &figures);
     }
-    if let Some(degraded) = rest.broker.placement() {
-        placement_lines(&mut families, &cluster, degraded);
+    if let Some(figures) = rest.broker.placement() {
+        placement_lines(&mut families, &cluster, &figures);
     }
     families.render()
 }
@@ -259,4 +260,24 @@ pub(super) fn cpu_ticks(stat: &str) -> Option<u64> {
 
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placing_tells_what_is_missing_and_how_often_a_bookie_was_slow() {
+        let mut families = Families::default();
+        let degraded = Some(Degraded { bookies: (3, 2), zones: (3, 1) });
+        placement_lines(&mut families, "cluster=\"c\"", &PlacementFigures { degraded, slow_verdicts: 4 });
+        let text = families.render();
+        for line in [
+            "geminga_placement_bookies_missing{cluster=\"c\"} 1.0",
+            "geminga_placement_zones_missing{cluster=\"c\"} 2.0",
+            "# TYPE geminga_bookie_slow_verdicts_total counter\ngeminga_bookie_slow_verdicts_total{cluster=\"c\"} 4.0",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
 }

@@ -1,15 +1,22 @@
 //! Which bookies are slow: a moving mean of each one's add latency against the median of all.
 //!
-//! Slow is a bookie whose mean has been above four times the median, and above 5 ms, for 5 s; it is no more when its mean has come
-//! back to twice the median. At most a tenth of the bookies (but one at least) are slow at a time, the slowest first: when
-//! everybody is slow, nobody is. A bookie that was not written to for a minute has no verdict, so one that placement avoids gets
-//! its chance again. No answer counts as an answer after the deadline.
+//! A bookie whose mean has been above four times the median, and above 5 ms, for 5 s gets a *verdict*. At most a tenth of the bookies
+//! (but one at least) are under one at a time, the slowest first: when everybody is slow, nobody is. No answer counts as an answer after
+//! the deadline. A mean to which nothing was added for a minute is forgotten.
 //!
-//! Owner: the transport; placement asks, and writers' owners may.
+//! Placement avoids who is under a verdict, and writers of open ledgers put another bookie in its place; so nothing more is measured,
+//! and silence proves nothing. A verdict therefore stands for a time: 1 min, and twice as long each time in a row, up to 1 h. Then the
+//! bookie may be taken again, and has to show that it is fast: the row ends once it has answered fast for as long as it was away. Who is
+//! still written to under a verdict, because there was nobody to take its place, is cleared once its mean has come back to twice the
+//! median and has not been above the limit for 5 s. That is also what counts as fast.
+//!
+//! Owner: the transport; placement and writers ask.
 
+use geminga_common::error::Code;
 use geminga_common::ids::BookieId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -18,6 +25,9 @@ const FACTOR_BACK: u32 = 2;
 const FLOOR: Duration = Duration::from_millis(5);
 const SUSTAINED: Duration = Duration::from_secs(5);
 const FORGOTTEN: Duration = Duration::from_secs(60);
+/// How long a first verdict stands, and the longest that one does.
+const HOLD_FIRST: Duration = Duration::from_secs(60);
+const HOLD_MAX: Duration = Duration::from_secs(3600);
 /// A new sample weighs one part in this many.
 const WEIGHT: u32 = 16;
 
@@ -26,64 +36,172 @@ struct Track {
     mean: Duration,
     last: Instant,
     above_since: Option<Instant>,
+    /// Came back to twice the median then, and has not been above the limit since.
+    fast_since: Option<Instant>,
+    /// Under a verdict until then.
+    until: Option<Instant>,
+    /// Verdicts in a row.
+    row: u32,
 }
 
-/// Latencies of the bookies of one client. Shared.
+impl Track {
+    fn new(took: Duration, now: Instant) -> Self {
+        Self { mean: took, last: now, above_since: None, fast_since: None, until: None, row: 0 }
+    }
+
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < FORGOTTEN
+    }
+
+    fn is_slow(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// Slow by what is measured, whatever the verdict.
+    fn is_above(&self, now: Instant) -> bool {
+        lasts(self.above_since, SUSTAINED, now) && self.is_fresh(now)
+    }
+
+    /// How long the last verdict of the row stood.
+    fn hold(&self) -> Duration {
+        (HOLD_FIRST * 2_u32.pow(self.row.saturating_sub(1).min(16))).min(HOLD_MAX)
+    }
+
+    fn sample(&mut self, took: Duration, now: Instant) {
+        if self.is_fresh(now) {
+            self.mean = (self.mean * (WEIGHT - 1) + took) / WEIGHT;
+            self.last = now;
+        } else {
+            *self = Self { until: self.until, row: self.row, ..Self::new(took, now) };
+        }
+    }
+
+    fn compare(&mut self, median: Duration, now: Instant) {
+        if self.mean > (median * FACTOR).max(FLOOR) {
+            self.above_since.get_or_insert(now);
+            self.fast_since = None;
+        } else if self.mean <= (median * FACTOR_BACK).max(FLOOR) {
+            self.above_since = None;
+            self.fast_since.get_or_insert(now);
+        }
+        if self.is_slow(now) {
+            if lasts(self.fast_since, SUSTAINED, now) {
+                self.until = None;
+            }
+        } else if lasts(self.fast_since, self.hold(), now) {
+            self.row = 0;
+        }
+    }
+}
+
+fn lasts(since: Option<Instant>, at_least: Duration, now: Instant) -> bool {
+    since.is_some_and(|since| now.saturating_duration_since(since) >= at_least)
+}
+
+/// What a verdict was found on.
+struct Verdict {
+    mean: Duration,
+    limit: Duration,
+    hold: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Tracks {
+    all: BTreeMap<BookieId, Track>,
+    /// When somebody was last told that verdicts stand.
+    told: Option<Instant>,
+}
+
+/// Latencies of the bookies of one client, and who is under a verdict. Shared.
 #[derive(Debug, Default)]
 pub struct Health {
-    tracks: Mutex<BTreeMap<BookieId, Track>>,
+    tracks: Mutex<Tracks>,
+    told: AtomicU64,
+    verdicts: AtomicU64,
 }
 
 impl Health {
     /// A bookie answered an add after this long.
     pub fn answered(&self, bookie: &BookieId, took: Duration, now: Instant) {
         let mut tracks = self.tracks.lock();
-        match tracks.get_mut(bookie) {
-            Some(track) if now.saturating_duration_since(track.last) < FORGOTTEN => {
-                track.mean = (track.mean * (WEIGHT - 1) + took) / WEIGHT;
-                track.last = now;
-            }
-            _ => {
-                tracks.insert(bookie.clone(), Track { mean: took, last: now, above_since: None });
-            }
+        match tracks.all.get_mut(bookie) {
+            Some(track) => track.sample(took, now),
+            None => drop(tracks.all.insert(bookie.clone(), Track::new(took, now))),
         }
-        let Some(median) = median(&tracks, now) else { return };
-        let Some(track) = tracks.get_mut(bookie) else { return };
-        if track.mean > (median * FACTOR).max(FLOOR) {
-            track.above_since.get_or_insert(now);
-        } else if track.mean <= (median * FACTOR_BACK).max(FLOOR) {
-            track.above_since = None;
+        let verdict = tracks.judge(bookie, now);
+        let again = lasts(tracks.told, SUSTAINED, now) && tracks.all.values().any(|track| track.is_slow(now));
+        if verdict.is_some() || again {
+            tracks.told = Some(now);
+            self.told.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(tracks);
+        if let Some(Verdict { mean, limit, hold }) = verdict {
+            self.verdicts.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                code = %Code::BOOKIE_SLOW, %bookie, latency_us = mean.as_micros(), limit_us = limit.as_micros(),
+                avoided_s = hold.as_secs(),
+                "bookie answers adds too slowly: open ledgers leave it where another can take its place; look at its disk, load and network"
+            );
         }
     }
 
-    /// The bookies that are slow now.
+    /// The bookies that are under a verdict now.
     #[must_use]
     pub fn slow(&self, now: Instant) -> Vec<BookieId> {
         let tracks = self.tracks.lock();
-        let most = (tracks.len() / 10).max(1);
-        let judged = |track: &Track| {
-            let sustained =
-                track.above_since.is_some_and(|since| now.saturating_duration_since(since) >= SUSTAINED);
-            sustained && now.saturating_duration_since(track.last) < FORGOTTEN
-        };
-        let mut slow: Vec<_> = tracks.iter().filter(|(_, track)| judged(track)).collect();
-        slow.sort_by_key(|(_, track)| std::cmp::Reverse(track.mean));
-        slow.into_iter().take(most).map(|(id, _)| id.clone()).collect()
+        tracks.all.iter().filter(|(_, track)| track.is_slow(now)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// A number that moves when a verdict is passed, and every 5 s while one stands: time to look who is slow.
+    #[must_use]
+    pub fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// Verdicts passed since the start.
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.verdicts.load(Ordering::Relaxed)
     }
 
     /// Moving mean of a bookie's add latency; `None` when it was not written to lately.
     #[must_use]
     pub fn latency(&self, bookie: &BookieId, now: Instant) -> Option<Duration> {
         let tracks = self.tracks.lock();
-        let track = tracks.get(bookie)?;
-        (now.saturating_duration_since(track.last) < FORGOTTEN).then_some(track.mean)
+        let track = tracks.all.get(bookie)?;
+        track.is_fresh(now).then_some(track.mean)
+    }
+}
+
+impl Tracks {
+    /// Compares a bookie that has just answered, and passes a verdict if it is due.
+    fn judge(&mut self, bookie: &BookieId, now: Instant) -> Option<Verdict> {
+        let median = median(&self.all, now)?;
+        let (most, slow) = ((self.all.len() / 10).max(1), |track: &&Track| track.is_slow(now));
+        let room = self.all.values().filter(slow).count() < most;
+        let slower = |mean| {
+            let waits = |(id, track): (&BookieId, &Track)| {
+                id != bookie && track.is_above(now) && !track.is_slow(now) && track.mean > mean
+            };
+            self.all.iter().any(waits)
+        };
+        let first = room && self.all.get(bookie).is_some_and(|track| !slower(track.mean));
+        let track = self.all.get_mut(bookie)?;
+        track.compare(median, now);
+        if !first || track.is_slow(now) || !track.is_above(now) {
+            return None;
+        }
+        track.row = track.row.saturating_add(1);
+        let hold = track.hold();
+        track.until = Some(now + hold);
+        Some(Verdict { mean: track.mean, limit: (median * FACTOR).max(FLOOR), hold })
     }
 }
 
 /// The lower median of the bookies written to lately; of fewer than two there is nothing to compare.
 fn median(tracks: &BTreeMap<BookieId, Track>, now: Instant) -> Option<Duration> {
-    let recent = tracks.values().filter(|track| now.saturating_duration_since(track.last) < FORGOTTEN);
-    let mut means: Vec<Duration> = recent.map(|track| track.mean).collect();
+    let mut means: Vec<Duration> =
+        tracks.values().filter(|track| track.is_fresh(now)).map(|track| track.mean).collect();
     if means.len() < 2 {
         return None;
     }
@@ -92,48 +210,4 @@ fn median(tracks: &BTreeMap<BookieId, Track>, now: Instant) -> Option<Duration> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(n: u32) -> BookieId {
-        BookieId::new(&format!("b{n}")).unwrap()
-    }
-
-    fn run(health: &Health, from: Instant, seconds: u64, millis: &[u64]) -> Instant {
-        for tenth in 0..seconds * 10 {
-            for (n, took) in (0..).zip(millis) {
-                let now = from + Duration::from_millis(tenth * 100);
-                health.answered(&id(n), Duration::from_millis(*took), now);
-            }
-        }
-        from + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn slow_is_four_times_the_median_for_five_seconds() {
-        let (health, start) = (Health::default(), Instant::now());
-        let now = run(&health, start, 4, &[2, 2, 40]);
-        assert_eq!(health.slow(now), [], "not yet");
-        let now = run(&health, now, 3, &[2, 2, 40]);
-        assert_eq!(health.slow(now), [id(2)]);
-        let now = run(&health, now, 10, &[2, 2, 3]);
-        assert_eq!(health.slow(now), [], "it has come back");
-    }
-
-    #[test]
-    fn a_short_pause_is_not_slow_and_neither_is_fast_against_faster() {
-        let (health, start) = (Health::default(), Instant::now());
-        let now = run(&health, start, 2, &[1, 1, 900]);
-        let now = run(&health, now, 20, &[1, 1, 4]);
-        assert_eq!(health.slow(now), [], "4 ms is below the floor");
-    }
-
-    #[test]
-    fn only_the_slowest_is_slow_and_silence_is_forgotten() {
-        let (health, start) = (Health::default(), Instant::now());
-        let now = run(&health, start, 20, &[1, 1, 1, 50, 60]);
-        assert_eq!(health.slow(now), [id(4)]);
-        assert_eq!(health.slow(now + FORGOTTEN), []);
-        assert_eq!(health.latency(&id(4), now + FORGOTTEN), None);
-    }
-}
+mod tests;

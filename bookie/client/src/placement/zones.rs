@@ -121,6 +121,11 @@ impl ZonePlacement {
     }
 }
 
+fn labels_of(view: &View, bookie: &BookieRef) -> Labels {
+    let record = view.bookies.get(&bookie.id).and_then(|known| known.record.as_ref());
+    record.map(|record| record.labels.clone()).unwrap_or_default()
+}
+
 impl Placement for ZonePlacement {
     fn choose(&self, count: usize, exclude: &[BookieRef]) -> Vec<BookieRef> {
         self.replace(count, &[], exclude)
@@ -128,11 +133,7 @@ impl Placement for ZonePlacement {
 
     fn replace(&self, count: usize, keep: &[BookieRef], exclude: &[BookieRef]) -> Vec<BookieRef> {
         let view = self.registry.view();
-        let labels = |bookie: &BookieRef| {
-            let record = view.bookies.get(&bookie.id).and_then(|known| known.record.as_ref());
-            record.map(|record| record.labels.clone()).unwrap_or_default()
-        };
-        let mut ensemble: Vec<Labels> = keep.iter().map(labels).collect();
+        let mut ensemble: Vec<Labels> = keep.iter().map(|bookie| labels_of(&view, bookie)).collect();
         let picked = pick(self.candidates(&view, exclude), count, &ensemble, &mut self.rng.lock());
         ensemble.extend(picked.iter().map(|candidate| candidate.labels.clone()));
         self.judge(&view, keep.len() + count, &ensemble);
@@ -141,6 +142,35 @@ impl Placement for ZonePlacement {
 
     fn degraded(&self) -> Option<Degraded> {
         *self.degraded.lock()
+    }
+
+    fn slow_told(&self) -> u64 {
+        self.health.as_ref().map_or(0, |health| health.told())
+    }
+
+    fn instead_of_slow(
+        &self,
+        member: &BookieRef,
+        keep: &[BookieRef],
+        exclude: &[BookieRef],
+    ) -> Option<BookieRef> {
+        let slow = self.health.as_ref()?.slow(tokio::time::Instant::now());
+        if !slow.contains(&member.id) {
+            return None;
+        }
+        let view = self.registry.view();
+        let kept: Vec<Labels> = keep.iter().map(|bookie| labels_of(&view, bookie)).collect();
+        let better = self.candidates(&view, exclude).into_iter().filter(|c| !c.spared && !c.full).collect();
+        let one = pick(better, 1, &kept, &mut self.rng.lock()).pop()?;
+        // Better slow than in fewer zones.
+        let zones = |with: &Labels| {
+            kept.iter().chain([with]).map(|labels| labels.zone.as_str()).collect::<BTreeSet<_>>().len()
+        };
+        (zones(&one.labels) >= zones(&labels_of(&view, member))).then_some(one.bookie)
+    }
+
+    fn slow_verdicts(&self) -> u64 {
+        self.health.as_ref().map_or(0, |health| health.verdicts())
     }
 
     fn given_up(&self, bookie: &BookieRef) -> bool {

@@ -48,6 +48,8 @@ pub struct LedgerWriter {
     effects: Vec<Effect>,
     readmit_due: bool,
     readmit_after: Duration,
+    /// What [`crate::placement::Placement::slow_told`] was when members were last asked about.
+    slow_told: u64,
 }
 
 impl LedgerWriter {
@@ -59,6 +61,7 @@ impl LedgerWriter {
             effects: Vec::new(),
             readmit_due: false,
             readmit_after: READMIT_FIRST,
+            slow_told: 0,
         };
         writer.arm_readmission();
         writer
@@ -85,6 +88,27 @@ impl LedgerWriter {
         }
         self.effects = effects;
         self.arm_readmission();
+    }
+
+    /// Has another bookie take the place of a member that is slow, one at a time.
+    fn leave_slow(&mut self) {
+        let told = self.client.placement.slow_told();
+        if told == self.slow_told || self.state.changing() || *self.state.status() != Status::Open {
+            return;
+        }
+        self.slow_told = told;
+        let members: Vec<BookieRef> = self.state.members().cloned().collect();
+        for slot in 0..self.state.record().quorum.ensemble() {
+            let Some(bookie) = self.state.slot(slot).bookie.clone() else { continue };
+            let staying = self.state.staying([slot].into_iter().collect());
+            if let Some(by) = self.client.placement.instead_of_slow(&bookie, &staying, &members)
+                && self.state.on_slow(slot, by.clone(), &mut self.effects)
+            {
+                let ledger = self.state.ledger();
+                tracing::info!(%ledger, slow = %bookie, %by, "open ledger leaves a slow bookie");
+                return;
+            }
+        }
     }
 
     fn send(&mut self, add: SlotAdd) {
@@ -192,6 +216,7 @@ impl Writer for LedgerWriter {
                     self.state.on_readmit(&mut self.effects);
                 }
             }
+            self.leave_slow();
             self.carry_out();
         }
         self.progress()

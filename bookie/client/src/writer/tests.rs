@@ -352,3 +352,38 @@ fn hearsay_never_ends_a_writer() {
     s.probed(0, Err(AddError::StaleTerm(Term(2))));
     assert_eq!(*s.state.status(), Status::Failed(AppendError::Fenced), "who was fenced learns it");
 }
+
+#[test]
+fn a_slow_bookie_leaves_for_another_and_what_it_lacks_is_recorded() {
+    let mut s = Story::of_three();
+    s.append(&[10]).unwrap();
+    s.acks(0, 0, 0, 0);
+    s.acks(1, 0, 0, 0);
+    s.out.clear();
+    assert!(s.state.on_slow(2, bookie(3), &mut s.out));
+    let [Effect::Commit(record)] = &s.out[..] else { panic!("{:?}", s.out) };
+    assert_eq!(record.last_fragment().first, EntryId(1));
+    assert_eq!(record.last_fragment().ensemble, [0, 1, 3].map(|n| Some(bookie(n))));
+    assert_eq!(record.repair, [RepairRange { first: EntryId(0), last: Some(EntryId(0)), slot: 2 }]);
+    assert!(!s.state.on_slow(1, bookie(4), &mut s.out), "one change at a time");
+    s.out.clear();
+    s.state.on_change(ChangeOutcome::Committed(Revision(2)), &mut s.out);
+    assert!(s.state.vacant().is_empty() && !s.state.changing());
+    assert!(!s.state.on_slow(0, bookie(2), &mut s.out), "who left does not come back in its turn");
+}
+
+#[test]
+fn a_slow_bookie_stays_when_a_repair_crosses_or_fragments_run_out() {
+    let mut s = Story::of_three();
+    assert!(s.state.on_slow(2, bookie(3), &mut s.out));
+    s.append(&[10]).unwrap();
+    s.acks(0, 0, 0, 0);
+    s.acks(1, 0, 0, 0);
+    let crossed = Box::new(record((3, 3, 2)));
+    s.out.clear();
+    s.state.on_change(ChangeOutcome::Lost(Some((crossed, Revision(7)))), &mut s.out);
+    assert!(!s.state.changing() && s.out.is_empty(), "it is slow and no worse: {:?}", s.out);
+    assert_eq!((s.state.slot(2).bookie.clone(), s.state.lac()), (Some(bookie(2)), Some(EntryId(0))));
+    let mut s = Story::new((3, 3, 2), Limits { fragments_max: 2, ..Limits::default() });
+    assert!(!s.state.on_slow(2, bookie(3), &mut s.out), "the last fragment is for failures");
+}

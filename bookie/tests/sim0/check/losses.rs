@@ -109,6 +109,15 @@ impl Checker {
             })
     }
 
+    /// Whether something that counts is on no other sound store than this one.
+    pub(crate) fn is_alone_on(&self, store: &BookieRef) -> bool {
+        let others =
+            |m: &&BookieRef, id, entry| **m != *store && !self.lost.contains(*m) && self.holds(m, id, entry);
+        self.counting().any(|(id, entry, members)| {
+            members.contains(&store) && !members.iter().any(|m| others(m, id, entry))
+        })
+    }
+
     pub(super) fn holds(&self, me: &BookieRef, ledger: LedgerId, id: EntryId) -> bool {
         self.durable.get(&(me.clone(), ledger)).is_some_and(|ids| ids.contains(&id))
     }

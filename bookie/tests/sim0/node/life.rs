@@ -1,7 +1,7 @@
 //! A bookie's starts and ends, and what befalls its disk.
 
 use super::{NodeEvent, config, formatted};
-use crate::plan::{Fault, MS, SECOND};
+use crate::plan::{Fault, MS, SECOND, Us};
 use crate::world::{Ev, World};
 use geminga_bookie::node::registration::Start;
 use geminga_bookie::steps::Steps;
@@ -60,6 +60,7 @@ impl World {
         let delay = 5 * MS + self.rng.below(300 * MS);
         self.node_soon(node, delay, NodeEvent::Register);
         if damaged {
+            self.second_losses(300 * MS);
             let run = self.nodes[node].run;
             let delay = 3 * SECOND + self.rng.below(10 * SECOND);
             self.after(delay, Ev::Node(node, run, NodeEvent::NewDisk));
@@ -82,10 +83,7 @@ impl World {
                 self.meta.live(&n.me, true);
                 if data_loss {
                     self.node_soon(node, 500 * MS, NodeEvent::LetGo);
-                    for _ in 0..self.plan.second_losses {
-                        let delay = self.rng.below(SECOND);
-                        self.after(delay, Ev::Fault(Fault::SecondLoss));
-                    }
+                    self.second_losses(SECOND);
                 }
             }
             Start::Released => self.promote(node),
@@ -93,6 +91,14 @@ impl World {
                 let text = format!("I7: {} comes back, sound, under what was let go of", n.me);
                 self.check.broken(text);
             }
+        }
+    }
+
+    /// Other disks may be lost in the time to come.
+    fn second_losses(&mut self, within: Us) {
+        for _ in 0..self.plan.second_losses {
+            let delay = self.rng.below(within);
+            self.after(delay, Ev::Fault(Fault::SecondLoss));
         }
     }
 
@@ -211,6 +217,10 @@ impl World {
     /// A store goes down and some file of it is lost.
     pub(crate) fn lose_file(&mut self, node: usize) {
         self.crash(node, false);
+        if self.plan.second_losses > 0 {
+            // It was stopped in order: nobody places on it any more when it comes back damaged.
+            self.meta.live(&self.nodes[node].me, false);
+        }
         let dice = self.rng.next_u64();
         let n = &mut self.nodes[node];
         let within = |path: &Path| match dice % 5 {

@@ -17,7 +17,13 @@ impl Rig {
     }
 
     /// What a repairer may do: `change` closed ledgers, by compare, and leave all else as it is.
-    async fn repair(&self, mut change: impl FnMut(&mut ClosedLedger)) {
+    async fn repair(&self, change: impl FnMut(&mut ClosedLedger)) {
+        let txn = self.repairs(change).await;
+        assert!(matches!(self.meta.inner.txn(txn).await.unwrap(), TxnOutcome::Committed(_)));
+    }
+
+    /// The transaction of [`Rig::repair`], over the record as it is now.
+    async fn repairs(&self, mut change: impl FnMut(&mut ClosedLedger)) -> Txn {
         let (mut state, op_id, revision) = self.stored().await;
         let changed = |s: &Segment| {
             let mut ledger = s.ledger().clone();
@@ -29,8 +35,7 @@ impl Rig {
         assert!(state.set_chain(segments, open));
         let compares = vec![Compare::ModRevision(self.key(), revision)];
         let ops = vec![Op::put(self.key(), record::encode(&state, op_id))];
-        let done = self.meta.inner.txn(Txn { compares, ops }).await.unwrap();
-        assert!(matches!(done, TxnOutcome::Committed(_)));
+        Txn { compares, ops }
     }
 
     fn spare(&self) -> BookieRef {
@@ -85,6 +90,25 @@ async fn what_a_repairer_moved_is_kept_by_every_later_change() {
     let mut owner = rig.open().await;
     let first = owner.ml.first_position();
     assert_story(&owner.read_all(first).await, 0, 25);
+}
+
+#[tokio::test]
+async fn a_new_owner_whose_first_write_crosses_a_repair_opens_over_it() {
+    let mut rig = Rig::over(4, small());
+    let mut before = rig.open().await;
+    before.append(0..15).await;
+    // The record bears the last owner's epoch and op id until the new one has taken in what that one left open.
+    let range = RepairRange { first: EntryId(0), last: None, slot: 1 };
+    let repair = rig.repairs(|ledger| ledger.repair.push(range)).await;
+    *rig.meta.crosses.lock() = Some(repair);
+    rig.deps.owner_epoch = OwnerEpoch(2);
+    let mut owner = rig.open().await;
+    assert!(rig.meta.crosses.lock().is_none(), "it has crossed");
+    let (state, ..) = rig.stored().await;
+    assert_eq!((state.writer_epoch, state.segments().len()), (OwnerEpoch(2), 2));
+    assert_eq!(state.segments()[0].ledger().repair, [range], "the repair's commit stands");
+    let first = owner.ml.first_position();
+    assert_story(&owner.read_all(first).await, 0, 15);
 }
 
 #[tokio::test]

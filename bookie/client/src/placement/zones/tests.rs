@@ -92,16 +92,44 @@ fn only_live_writable_bookies_of_the_recorded_incarnation_are_chosen() {
     assert_eq!(placement(view, 1).choose(2, &[]), refs(&["b1"]));
 }
 
-#[tokio::test]
-async fn a_slow_bookie_is_taken_only_when_there_is_no_other() {
+/// Under which `slow` has a verdict now.
+fn slow_among(slow: &str, others: &[&str]) -> Arc<Health> {
     let health = Arc::new(Health::default());
     let mut now = tokio::time::Instant::now() - std::time::Duration::from_secs(10);
     for _ in 0..100 {
         now += std::time::Duration::from_millis(100);
-        for (name, millis) in [("a1", 100), ("a2", 1), ("b1", 1)] {
-            health.answered(&id(name), std::time::Duration::from_millis(millis), now);
-        }
+        health.answered(&id(slow), std::time::Duration::from_millis(100), now);
+        others.iter().for_each(|name| health.answered(&id(name), std::time::Duration::from_millis(1), now));
     }
+    health
+}
+
+#[tokio::test]
+async fn a_slow_member_is_replaced_by_somebody_better_or_by_nobody() {
+    let health = slow_among("a1", &["a2", "b1", "c1"]);
+    let instead = |names: &[&str], member: &str, room: Room| {
+        let mut view = view(names);
+        view.bookies.values_mut().filter_map(|k| k.record.as_mut()).for_each(|r| r.room = room);
+        let placement = ZonePlacement::new(Registry::fixed(view), Some(health.clone()), 3, Rng::seeded(1));
+        let members = refs(&["a1", "b1", "c1"]);
+        let member = refs(&[member]).remove(0);
+        let keep: Vec<BookieRef> = members.iter().filter(|m| **m != member).cloned().collect();
+        placement.instead_of_slow(&member, &keep, &members)
+    };
+    assert_eq!(instead(&["a1", "a2", "b1", "c1"], "a1", Room::default()), Some(refs(&["a2"]).remove(0)));
+    assert_eq!(instead(&["a1", "a2", "b1", "c1"], "b1", Room::default()), None, "b1 is not slow");
+    assert_eq!(instead(&["a1", "b1", "c1"], "a1", Room::default()), None, "better slow than missing");
+    assert_eq!(
+        instead(&["a1", "b1", "b2", "c1"], "a1", Room::default()),
+        None,
+        "better slow than in two zones"
+    );
+    assert_eq!(instead(&["a1", "a2", "b1", "c1"], "a1", Room::NoNewLedgers), None, "better slow than full");
+}
+
+#[tokio::test]
+async fn a_slow_bookie_is_taken_only_when_there_is_no_other() {
+    let health = slow_among("a1", &["a2", "b1"]);
     let of = |names: &[&str], seed| {
         let registry = Registry::fixed(view(names));
         ZonePlacement::new(registry, Some(health.clone()), 2, Rng::seeded(seed)).choose(2, &[])

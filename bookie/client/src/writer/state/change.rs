@@ -59,14 +59,31 @@ impl State {
                 self.record.fragments = record.fragments;
                 self.record.repair = record.repair;
                 self.revision = revision;
-                self.failed = self.failed.or(replaced.minus(self.vacant()));
-                if self.status == Status::Open {
-                    self.place(self.failed.or(replaced), out);
+                // Who was slow and no worse stays where it is: the next look finds it again.
+                let again = self.failed.or(replaced.and(self.vacant()));
+                if self.status == Status::Open && !again.is_empty() {
+                    self.place(again, out);
+                } else {
+                    self.complete(out);
                 }
             }
             ChangeOutcome::Lost(_) => self.fail(AppendError::Fenced),
         }
         invariants::check(self);
+    }
+
+    /// The bookie of a slot is slow, and `by` can take its place. Whether that is being done: not while another change is under way,
+    /// nor when it would take the last fragments, which belong to failures. A slow bookie never leaves its slot vacant.
+    pub fn on_slow(&mut self, slot: u32, by: BookieRef, out: &mut Vec<Effect>) -> bool {
+        let room = self.record.fragments.len() + 1 < self.limits.fragments_max;
+        let held = self.slots[slot as usize].bookie.is_some() && !self.members().any(|member| *member == by);
+        if self.status != Status::Open || self.change.is_some() || !room || !held {
+            return false;
+        }
+        self.change = Some(Change::Placing([slot].into_iter().collect()));
+        self.on_replacements(&[(slot, by)], out);
+        invariants::check(self);
+        true
     }
 
     /// Time to try to fill vacant slots again.
