@@ -60,19 +60,19 @@ impl Lane {
     /// # Errors
     /// The system refuses what a runtime needs.
     pub fn new(tasks: &TaskGroup, name: &'static str, threads: usize) -> std::io::Result<Self> {
+        let nice = nicer();
         let mut builder =
             if threads > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
         if threads > 1 {
-            builder.worker_threads(threads).on_thread_start(step_back);
+            builder.worker_threads(threads);
         }
-        let runtime = builder.thread_name(name).enable_all().build()?;
+        let runtime =
+            builder.thread_name(name).on_thread_start(move || step_back(nice)).enable_all().build()?;
         let own = Own { threads: runtime.handle().clone(), running: Arc::default() };
         let (stop, running) = (tasks.token(), own.running.clone());
         tasks.thread(name, OnFailure::StopProcess, move || {
-            // Threads that a runtime of one thread starts for files and names inherit it.
-            if threads <= 1 {
-                step_back();
-            }
+            // A runtime of one thread runs on this one, which it does not start.
+            step_back(nice);
             serve(runtime, async move {
                 stop.cancelled().await;
                 let done = async {
@@ -119,20 +119,30 @@ fn serve(runtime: Runtime, until: impl Future<Output = ()>) {
     runtime.shutdown_background();
 }
 
-/// Makes this thread nicer. A system that refuses it is no reason not to run.
+/// How nice a lane's threads are that this thread makes. Told as a number, because threads start others, which inherit it.
 #[cfg(target_os = "linux")]
-fn step_back() {
+fn nicer() -> i32 {
+    let now = rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap_or(0);
+    (now + NICER).min(NICEST)
+}
+
+/// Makes this thread so nice. A system that refuses it is no reason not to run.
+#[cfg(target_os = "linux")]
+fn step_back(nice: i32) {
     // Linux takes a thread's id here and changes that thread alone.
-    let this = Some(rustix::thread::gettid());
-    let now = rustix::process::getpriority_process(this).unwrap_or(0);
-    if let Err(error) = rustix::process::setpriority_process(this, (now + NICER).min(NICEST)) {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice) {
         tracing::warn!(%error, "the priority of a thread cannot be lowered");
     }
 }
 
 /// Other systems have one priority for a whole process.
 #[cfg(not(target_os = "linux"))]
-fn step_back() {}
+fn nicer() -> i32 {
+    0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn step_back(_nice: i32) {}
 
 #[cfg(test)]
 mod tests {

@@ -92,6 +92,7 @@ fn offload_lines(families: &mut Families, labels: &str, figures: &Figures) {
 /// What an object store that asked for fewer requests costs: of the whole process, because it has one rate.
 fn throttled_lines(families: &mut Families, labels: &str, told: &geminga_offload::blob::Throttled) {
     families.add_as("geminga_offload_store_refused", "counter", "_total", labels, told.refused as f64);
+    families.add_as("geminga_offload_store_rests", "counter", "_total", labels, told.rests as f64);
     families.add_as("geminga_offload_requests_held", "counter", "_total", labels, told.held as f64);
     families.add_as("geminga_offload_held_seconds", "counter", "_total", labels, told.held_us as f64 / 1e6);
     // 0: there is no limit.

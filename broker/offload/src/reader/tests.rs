@@ -230,7 +230,7 @@ async fn all_readers_together_ask_for_no_more_than_the_bound_and_say_that_they_w
         }
     });
     let read = futures::future::join_all(reads).await;
-    assert!(read.iter().all(|entries| *entries > 64), "every reader got on: {read:?}");
+    assert!(read.iter().all(|entries| *entries >= 4), "every reader got on with each read: {read:?}");
     assert!(rig.blobs.most_under_way() <= bound, "{} bytes under way", rig.blobs.most_under_way());
     assert_eq!(told.into_inner(), bound, "a topic's wait is told with its bound");
     let left = reader.figures();
