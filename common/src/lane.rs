@@ -165,7 +165,9 @@ mod tests {
             let spawning = tasks.clone();
             let seen = lane.run(async move {
                 let (tell, told) = tokio::sync::oneshot::channel();
-                spawning.spawn("inner", OnFailure::Log, async move { drop(tell.send(this())) });
+                spawning.spawn("inner", OnFailure::Log, async move {
+                    tell.send(this()).unwrap();
+                });
                 #[allow(clippy::disallowed_methods)] // what files are read on
                 let blocking = tokio::task::spawn_blocking(this).await.unwrap();
                 [this(), told.await.unwrap(), blocking]
