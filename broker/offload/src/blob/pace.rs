@@ -28,7 +28,7 @@ const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// Longest that nothing is sent because the store wants to be left alone. What it asks beyond that is not granted: a store that says an
 /// hour would stop readers for an hour by one header, while what has waited for its turn so long has not expired yet.
-pub const REST_MAX: Duration = Duration::from_secs(20);
+const REST_MAX: Duration = Duration::from_secs(20);
 
 /// What holding back has come to.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -245,7 +245,7 @@ mod tests {
         for (says, waits) in [(seconds(3), seconds(3)), (seconds(3_600), REST_MAX), (seconds(0), seconds(0))]
         {
             let mut pace = Pace::default();
-            (0..100).for_each(|_| drop(pace.turn(at(0))));
+            assert!((0..100).all(|_| pace.turn(at(0)).is_zero()));
             pace.refused(at(0), Some(says));
             let first = pace.turn(at(0));
             assert!((waits..waits + seconds(1)).contains(&first), "{says:?}: {first:?}");
