@@ -11,6 +11,7 @@
 //! | [`metadata`] | the seam for cluster metadata: redb and in-memory |
 //! | [`museum`] | the switch for known bugs that tests bring back |
 //! | [`tasks`] | named tasks and threads, phased shutdown |
+//! | [`lane`] | threads of a lower priority, for what no acknowledgement waits for |
 //! | [`watermark`], [`budget`], [`retry`] | progress that only moves forward, byte budgets, backoff |
 //! | [`checksum`] | CRC32C over several slices |
 //! | [`copies`] | counts payload bytes that are copied, for tests |
@@ -23,6 +24,7 @@ pub mod copies;
 pub mod disk;
 pub mod error;
 pub mod ids;
+pub mod lane;
 pub mod metadata;
 pub mod museum;
 pub mod names;

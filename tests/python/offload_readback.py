@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """How fast offloaded topics come back from a store that is as far away, narrow and moody as a real one.
 
-    offload_readback.py BINARY SHAPER [--mb 512] [--seconds 12] [--short]
+    offload_readback.py BINARY SHAPER [--mb 512] [--seconds 12] [--short | --publish]
 
 BINARY is a release build; SHAPER is the example `s3_shaper` of the tests' crate (`cargo build -p geminga-tests --example s3_shaper`),
 which stands before a real S3 server. The reader is `perf consume`; each run is cold: a fresh process, more bytes than its cache.
 Everything shares this machine, so the CPU of each part is told beside its figures, and an unlimited run tells what the machine allows.
+A publisher is measured by itself, beside cold readers, and beside the same readers of another broker process on a copy of the data: what that
+costs is the machine's, not the broker's. Store, shaper and readers stand for other machines: while a publisher is measured they are niced.
 Fails when nothing comes back, when a read or a publish fails, or when the store is asked more than 130 times a GB.
 --short only looks whether reading and writing get through refusals and slow answers.
 """
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +78,31 @@ def cpu(process):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def threads(process):
+    return list(pathlib.Path(f"/proc/{process.pid}/task").iterdir())
+
+
+def cpu_of_threads(process):
+    """Seconds of CPU by a thread's name."""
+    used = {}
+    for thread in threads(process):
+        try:
+            name, ran = (thread / "comm").read_text().strip(), int((thread / "schedstat").read_text().split()[0])
+        except OSError:
+            continue  # it has ended
+        used[name] = used.get(name, 0) + ran / 1e9
+    return used
+
+
+def nice(processes, priority):
+    """Sets the priority of every thread; those that they start inherit it."""
+    for thread in (thread for process in processes for thread in threads(process)):
+        try:
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), priority)
+        except ProcessLookupError:
+            pass
+
+
 class Drill:
     def __init__(self, arguments, root):
         self.binary, self.mb, self.seconds, self.runs = arguments.binary, arguments.mb, arguments.seconds, 0
@@ -83,6 +111,7 @@ class Drill:
         config = pathlib.Path(root) / "server.toml"
         config.write_text(CONFIG % (BUCKET, self.shaper.port, max(16, self.mb // 2)))
         self.server = Server(self.binary, f"{root}/data", str(config))
+        self.other = Server(self.binary, f"{root}/other", str(config))
 
     def parts(self):
         return {"broker": self.server.process, "shaper": self.shaper.process, "store": self.s3.process}
@@ -100,8 +129,8 @@ class Drill:
         pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("geminga_offload_"))
         return {name.split("{")[0]: float(value) for name, value in pairs}
 
-    def perf(self, what, *words):
-        command = [self.binary, "perf", what, "--url", self.server.url, "--json", *map(str, words)]
+    def perf(self, what, *words, server=None):
+        command = [self.binary, "perf", what, "--url", (server or self.server).url, "--json", *map(str, words)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def report(self, run):
@@ -142,10 +171,10 @@ class Drill:
         self.report(self.consume(prefix, topics, count))
         return self.shaper.counts()["get_bytes"] / (count * SIZE)
 
-    def consume(self, prefix, topics, count):
+    def consume(self, prefix, topics, count, server=None):
         self.runs += 1
         return self.perf("consume", "--topic", TOPIC + prefix, "--topics", topics, "--subscription", f"run-{self.runs}",
-                         "--initial-position", "earliest", "--receiver-queue", 1000, "--messages", count)
+                         "--initial-position", "earliest", "--receiver-queue", 1000, "--messages", count, server=server)
 
     def read(self, name, prefix, topics, count, limits):
         """One cold read of everything; its figures."""
@@ -196,27 +225,77 @@ class Drill:
         extra = far - near
         print(f"figure: first message: {far:.0f} ms, {near:.0f} ms from bookies: {extra / limits['first_byte_ms']:.1f} times the first byte", flush=True)
 
-    def publish(self, name, limits, read=None):
-        """Latencies of a steady producer, with cold readers beside it or not."""
+    def copy(self):
+        """Another broker process with the same topics."""
+        self.server.stop(30)
+        shutil.copytree(self.server.data_dir, self.other.data_dir)
+        self.server.start()
+
+    def publish(self, name, limits, read=None, server=None):
+        """p99 of a steady producer, with cold readers beside it or not, of its own broker or another; and the CPU of the broker."""
         self.restart()
+        if server:
+            server.start()
         self.shaper.set(**limits)
         run = self.perf("produce", "--topic", TOPIC + "hot", "--rate", 1000, "--size", 1024, "--warmup", 1, "--duration", self.seconds)
-        reads = 0
+        niced, reads = [self.shaper.process, self.s3.process], 0
+        nice(niced, 19)
+        before = cpu_of_threads(self.server.process)
         while read and run.poll() is None:
-            self.report(self.consume(*read))
-            reads += 1
+            reader = self.consume(*read, server=server)
+            nice([reader], 19)
+            while reader.poll() is None and run.poll() is None:
+                time.sleep(0.02)
+            if reader.poll() is None:
+                reader.kill()
+                reader.communicate()
+            else:
+                self.report(reader)
+                reads += 1
+        done = self.shaper.counts()["get_bytes"]
         seen = self.report(run)
+        after = cpu_of_threads(self.server.process)
+        nice(niced, 0)
+        if server:
+            server.stop(30)
         check(seen["failed"] == 0, "every publish was acknowledged")
         of = seen["latency_ms"]
-        print(f"figure: publish {name}: p50 {of['p50']:.2f} ms, p99 {of['p99']:.2f} ms, {seen['messages']} messages, {reads} reads beside", flush=True)
+        used = {name: after[name] - before.get(name, 0) for name in after if after[name] - before.get(name, 0) > 0.1}
+        print(f"figure: publish {name}: p50 {of['p50']:.2f} ms, p99 {of['p99']:.2f} ms, {seen['messages']} messages, {reads} whole reads and "
+              f"{done / 1e6:.0f} MB beside; CPU s of the broker's threads: {', '.join(f'{n} {s:.2f}' for n, s in used.items())}", flush=True)
         return of["p99"]
 
     def stop(self):
-        for process in (self.server.process, self.shaper.process):
+        for process in (self.server.process, self.other.process, self.shaper.process):
             if process and process.poll() is None:
                 process.kill()
                 process.wait()
         self.s3.stop()
+
+
+def read_back(drill):
+    """How fast, and by how many requests."""
+    print(f"figure: the shaper alone: {drill.shaper.alone(4, 400):.0f} MB/s, limited to 80 MB/s each "
+          f"{drill.shaper.alone(4, 100, **FAR):.0f} MB/s over 4 connections", flush=True)
+    counts = {topics: drill.fill(prefix, topics) for prefix, topics in (("one", 1), ("ten", 10))}
+    drill.read("1 topic, no limits", "one", 1, counts[1], {})
+    per_gb = [drill.read(f"{topics} topic(s), 30 ms and 80 MB/s", prefix, topics, counts[topics], FAR)
+              for prefix, topics in (("one", 1), ("ten", 10))]
+    drill.read("1 topic, 20 % refused, 10 % slow", "one", 1, counts[1], MOODY)
+    drill.first("one", FAR)
+    check(per_gb[0] <= GETS_MAX, f"{per_gb[0]:.0f} GETs per GB, {GETS_MAX} at most")
+
+
+def publish_beside(drill):
+    """What publishers have of it."""
+    cold = ("beside", 1, drill.fill("beside", 1))
+    drill.copy()
+    for name, limits in (("30 ms and 80 MB/s", FAR), ("20 % refused, 10 % slow", MOODY)):
+        alone = drill.publish("alone", limits)
+        others = drill.publish(f"beside cold readers of another broker, {name}", limits, cold, drill.other)
+        beside = drill.publish(f"beside cold readers, {name}", limits, cold)
+        print(f"figure: publish p99 beside cold readers, {name}: {100 * (beside / alone - 1):+.0f} %; beside those of another broker "
+              f"{100 * (others / alone - 1):+.0f} %", flush=True)
 
 
 def main():
@@ -226,6 +305,7 @@ def main():
     arguments.add_argument("--mb", type=int, default=512)
     arguments.add_argument("--seconds", type=int, default=12)
     arguments.add_argument("--short", action="store_true")
+    arguments.add_argument("--publish", action="store_true", help="only what publishers have of it")
     arguments = arguments.parse_args()
     if arguments.short:
         arguments.mb = min(arguments.mb, 64)
@@ -237,19 +317,9 @@ def main():
                 count = drill.fill("one", 1)
                 drill.read("20 % refused, 10 % slow", "one", 1, count, MOODY)
                 return
-            print(f"figure: the shaper alone: {drill.shaper.alone(4, 400):.0f} MB/s, limited to 80 MB/s each "
-                  f"{drill.shaper.alone(4, 100, **FAR):.0f} MB/s over 4 connections", flush=True)
-            counts = {topics: drill.fill(prefix, topics) for prefix, topics in (("one", 1), ("ten", 10))}
-            drill.read("1 topic, no limits", "one", 1, counts[1], {})
-            per_gb = [drill.read(f"{topics} topic(s), 30 ms and 80 MB/s", prefix, topics, counts[topics], FAR)
-                      for prefix, topics in (("one", 1), ("ten", 10))]
-            drill.read("1 topic, 20 % refused, 10 % slow", "one", 1, counts[1], MOODY)
-            drill.first("one", FAR)
-            for name, limits in (("30 ms and 80 MB/s", FAR), ("20 % refused, 10 % slow", MOODY)):
-                alone = drill.publish("alone", limits)
-                beside = drill.publish(f"beside cold readers, {name}", limits, ("one", 1, counts[1]))
-                print(f"figure: publish p99 beside cold readers, {name}: {100 * (beside / alone - 1):+.0f} %", flush=True)
-            check(per_gb[0] <= GETS_MAX, f"{per_gb[0]:.0f} GETs per GB, {GETS_MAX} at most")
+            if not arguments.publish:
+                read_back(drill)
+            publish_beside(drill)
         except BaseException:
             print(open(drill.server.log.name).read()[-3000:], file=sys.stderr)
             raise

@@ -35,6 +35,14 @@ pub struct Config {
     /// Bytes of blocks kept for readers of offloaded ledgers. Default 128 MiB, at least 16 MiB. Readers of different topics share it;
     /// half of it may be on its way before they ask, and with less than 128 MiB a single reader gets less than it could.
     pub cache: ByteSize,
+    /// Bytes that all readers of offloaded ledgers together may have asked the store for at once. Default 64 MiB, 16 MiB to 1 TiB.
+    /// It is memory beside the cache, so much at most. With less, many readers at a time, or a store that is far away, read slower
+    /// (`offloadWaitReason` says `GM-4026`); with more, a broker with many readers needs more memory and connections.
+    pub read_in_flight_max: ByteSize,
+    /// Threads for what goes to the object store and comes back; their priority is lower than that of those who serve publishers.
+    /// Default 0: a quarter of the cores, at least 1; up to 64. A thread checks and copies some hundred MB a second. With as many as
+    /// cores, reading back may take what consumers of new messages need.
+    pub threads: usize,
     /// Uploads at a time. Default 2, 1 to 64.
     pub uploads_max: usize,
     /// Seconds an offloaded ledger also stays on bookies, unless a policy says otherwise. Default 600, 0 to 31 536 000. It covers
@@ -65,6 +73,8 @@ impl Default for Config {
             compression: Compression::None,
             hide_names: false,
             cache: ByteSize(128 << 20),
+            read_in_flight_max: ByteSize(64 << 20),
+            threads: 0,
             uploads_max: 2,
             deletion_lag_s: 600,
             attempt_timeout_s: 3_600,
@@ -119,6 +129,8 @@ impl Config {
             ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4KiB to 16MiB"),
             ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5MiB to 512MiB"),
             ("cache", self.cache.0, 16 << 20, u64::MAX, "16MiB and above"),
+            ("read_in_flight_max", self.read_in_flight_max.0, 16 << 20, 1 << 40, "16MiB to 1TiB"),
+            ("threads", self.threads as u64, 0, 64, "0 to 64"),
             ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
             ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
             ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
@@ -134,6 +146,13 @@ impl Config {
             }
             None => Ok(()),
         }
+    }
+
+    /// Threads of the lane of this broker.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads == 0 { cores().div_ceil(4) } else { self.threads }
     }
 
     /// How long the object of a ledger that left its topic stays, ms. A request of its upload that was repeated has settled then.

@@ -7,13 +7,16 @@ use crate::identity::Refusal;
 use crate::identity::guard::{Guarded, Place};
 use crate::meters::Meters;
 use crate::offloader::Offloader;
-use crate::reader::Reader;
+use crate::reader::{Reader, Room};
 use crate::release::{self, Held};
 use crate::state::Seen;
 use crate::sweep::{Swept, sweep};
 use crate::verify::ObjectError;
 use geminga_common::clock::Clock;
+use geminga_common::config::ByteSize;
 use geminga_common::error::{Code, Coded};
+use geminga_common::ids::TopicId;
+use geminga_common::lane::Lane;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::{MetaError, MetadataStore};
 use geminga_common::rng::Rng;
@@ -34,6 +37,9 @@ pub enum OpenError {
     /// It is not the cluster's store.
     #[error(transparent)]
     Wrong(Refusal),
+    /// Its threads.
+    #[error("the system refuses the threads for the object store: {0}")]
+    Threads(#[source] std::io::Error),
 }
 
 impl Coded for OpenError {
@@ -41,6 +47,7 @@ impl Coded for OpenError {
         match self {
             OpenError::SetUp(_) => Code::CONFIG_INVALID,
             OpenError::Wrong(refusal) => refusal.code(),
+            OpenError::Threads(_) => Code::INTERNAL,
         }
     }
 }
@@ -82,7 +89,8 @@ impl Tier {
             return Ok(None);
         }
         let meters = Meters::new(clock.clone());
-        let store = store::open(config, clock.clone(), &meters)?;
+        let lane = Lane::new(tasks, "object store", config.threads()).map_err(OpenError::Threads)?;
+        let store = store::open(config, clock.clone(), &meters, lane.clone())?;
         let place = Place { cluster: cluster.to_owned(), here: config.place() };
         let guarded = Guarded::new(store, meta, clock.clone(), Rng::from_system(), place);
         let late = BlobError::Failed { key: config.place(), reason: "it takes long to answer".to_owned() };
@@ -97,11 +105,11 @@ impl Tier {
                 store::wanting_credentials(config).unwrap_or_default()
             ),
         }
-        let rng = Rng::from_system();
-        Ok(Some(Self::counted(Arc::new(guarded), config.clone(), cluster, clock, rng, tasks, meters)))
+        let (rng, running) = (Rng::from_system(), (tasks.clone(), lane));
+        Ok(Some(Self::counted(Arc::new(guarded), config.clone(), cluster, clock, rng, running, meters)))
     }
 
-    /// A tier over a given store.
+    /// A tier over a given store, all of it on the caller's runtime: what a simulator has is in one order.
     #[must_use]
     pub fn over(
         blobs: Arc<dyn Blobs>,
@@ -112,7 +120,7 @@ impl Tier {
         tasks: &TaskGroup,
     ) -> Arc<Self> {
         let meters = Meters::new(clock.clone());
-        Self::counted(blobs, config, cluster, clock, rng, tasks, meters)
+        Self::counted(blobs, config, cluster, clock, rng, (tasks.clone(), Lane::here()), meters)
     }
 
     fn counted(
@@ -121,13 +129,14 @@ impl Tier {
         cluster: &str,
         clock: Arc<dyn Clock>,
         rng: Rng,
-        tasks: &TaskGroup,
+        (tasks, lane): (TaskGroup, Lane),
         meters: Meters,
     ) -> Arc<Self> {
-        let cache = config.cache.0 as usize;
+        let room =
+            Room { cache_bytes: config.cache.0 as usize, in_flight_bytes: config.read_in_flight_max.0 };
         Arc::new(Self {
             offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone(), meters.clone()),
-            reader: Reader::new(blobs.clone(), cluster, cache, tasks.clone(), meters.clone()),
+            reader: Reader::new(blobs.clone(), cluster, room, tasks, lane, meters.clone()),
             meters,
             config,
             cluster: cluster.to_owned(),
@@ -155,6 +164,18 @@ impl Tier {
         let rate = self.throttled().rate?;
         let code = Code::OBJECT_STORE_SLOW_DOWN;
         Some(format!("{code}: the object store asks for fewer requests; {rate:.0} a second are sent at most"))
+    }
+
+    /// Why readers of a topic wait for the object store, in words with its code; `None` while it is the store itself that takes its
+    /// time.
+    #[must_use]
+    pub fn waiting_reason(&self, topic: TopicId) -> Option<String> {
+        let limit = ByteSize(self.reader.waits_for(topic)?);
+        let code = Code::OBJECT_READS_WAIT;
+        Some(format!(
+            "{code}: all readers together have asked the object store for {limit}; this topic's wait for their turn \
+             (offload.read_in_flight_max)"
+        ))
     }
 
     /// Looks at an object whose ledger's bookie copies are to go; waits for its turn.

@@ -7,6 +7,7 @@ use crate::format::{FormatError, HEADER_LEN, TRAILER_LEN, check_header};
 use crate::writer::{Closed, Shape};
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::{EntryId, LedgerId};
+use geminga_common::lane::Stopped;
 use std::ops::Range;
 
 /// Bytes of one request while an object is read whole.
@@ -34,6 +35,9 @@ pub enum ObjectError {
         /// What differs.
         what: &'static str,
     },
+    /// It was not read: the process stops.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 impl Coded for ObjectError {
@@ -41,6 +45,7 @@ impl Coded for ObjectError {
         match self {
             ObjectError::Blob(error) => error.code(),
             ObjectError::Format { error: FormatError::Version(_), .. } => Code::FORMAT_TOO_NEW,
+            ObjectError::Stopped(_) => Code::SHUTTING_DOWN,
             ObjectError::Format { .. } | ObjectError::Other { .. } => Code::OBJECT_DAMAGED,
         }
     }

@@ -302,6 +302,10 @@ impl BrokerApi for Admin {
         self.0.tier.as_ref().map(|tier| tier.throttled())
     }
 
+    fn offload_reads(&self) -> Option<geminga_offload::reader::Figures> {
+        self.0.tier.as_ref().map(|tier| tier.reader.figures())
+    }
+
     fn offload_of_others(&self) -> Option<geminga_offload::meters::Figures> {
         self.0.tier.as_ref().map(|tier| tier.meters.of_others())
     }

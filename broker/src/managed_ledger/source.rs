@@ -92,8 +92,11 @@ impl LedgerSource {
             }
         }
         let Some((reader, target)) = &self.object else { return Err(failed) };
-        match reader.read(target, first, last, bytes_max, self.next.as_ref()).await {
-            Ok(entries) => self.checked(first, last, self.opened(entries)),
+        let ledger = self.ledger;
+        // Their checksums are looked at where they were fetched, not here: here publishers are served.
+        let open = move |entries| opened(ledger, entries);
+        match reader.read(*target, first..=last, bytes_max, self.next, open).await {
+            Ok(entries) => self.checked(first, last, entries),
             Err(error) => Err(ReadError::ObjectStore(at, error.to_string())),
         }
     }
@@ -104,30 +107,8 @@ impl LedgerSource {
             return Ok(None);
         };
         let at = Position::new(self.ledger, EntryId(0));
-        let index = reader.footer(target).await;
+        let index = reader.footer(*target).await;
         index.map(Some).map_err(|error| ReadError::ObjectStore(at, error.to_string()))
-    }
-
-    /// Entries of an object as bookies would have answered them.
-    fn opened(
-        &self,
-        entries: Vec<geminga_offload::format::block::Entry>,
-    ) -> Result<Vec<entry::Entry>, LedgerReadError> {
-        let open = |e: geminga_offload::format::block::Entry| {
-            let header = Header::decode(&e.header).ok()?;
-            let opened = entry::Entry { id: e.id, crc: e.crc, header, payload: e.payload.into() };
-            opened.verify(self.ledger).then_some(opened)
-        };
-        entries
-            .into_iter()
-            .map(|entry| {
-                let id = entry.id;
-                open(entry).ok_or_else(|| {
-                    tracing::error!(ledger = %self.ledger, %id, "an offloaded entry does not match its checksum");
-                    LedgerReadError::Unavailable(id)
-                })
-            })
-            .collect()
     }
 
     /// What a read brought, as entries of the topic; whatever does not run on without a gap is not believed.
@@ -152,4 +133,26 @@ impl LedgerSource {
         };
         Ok(entries.into_iter().map(entry).collect())
     }
+}
+
+/// Entries of an object as bookies would have answered them.
+fn opened(
+    ledger: LedgerId,
+    entries: Vec<geminga_offload::format::block::Entry>,
+) -> Result<Vec<entry::Entry>, LedgerReadError> {
+    let open = |e: geminga_offload::format::block::Entry| {
+        let header = Header::decode(&e.header).ok()?;
+        let opened = entry::Entry { id: e.id, crc: e.crc, header, payload: e.payload.into() };
+        opened.verify(ledger).then_some(opened)
+    };
+    entries
+        .into_iter()
+        .map(|entry| {
+            let id = entry.id;
+            open(entry).ok_or_else(|| {
+                tracing::error!(%ledger, %id, "an offloaded entry does not match its checksum");
+                LedgerReadError::Unavailable(id)
+            })
+        })
+        .collect()
 }

@@ -204,6 +204,10 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn offload_throttled(&self) -> Option<geminga_offload::blob::Throttled> {
         None
     }
+    /// What reading offloaded ledgers back has cost, and what is under way; `None` without an object store.
+    fn offload_reads(&self) -> Option<geminga_offload::reader::Figures> {
+        None
+    }
     /// What the object store was asked for on behalf of each tenant, by name.
     fn offload_bills(&self) -> Vec<(String, geminga_offload::cost::Bill)> {
         Vec::new()

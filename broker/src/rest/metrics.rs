@@ -93,10 +93,18 @@ fn offload_lines(families: &mut Families, labels: &str, figures: &Figures) {
 /// What an object store that asked for fewer requests costs: of the whole process, because it has one rate.
 fn throttled_lines(families: &mut Families, labels: &str, told: &geminga_offload::blob::Throttled) {
     families.add_as("geminga_offload_store_refused", "counter", "_total", labels, told.refused as f64);
+    families.add_as("geminga_offload_store_rests", "counter", "_total", labels, told.rests as f64);
     families.add_as("geminga_offload_requests_held", "counter", "_total", labels, told.held as f64);
     families.add_as("geminga_offload_held_seconds", "counter", "_total", labels, told.held_us as f64 / 1e6);
     // 0: there is no limit.
     families.add("geminga_offload_rate_limit", "gauge", labels, told.rate.unwrap_or(0.0));
+}
+
+/// What all readers of offloaded ledgers together have asked for.
+fn reads_lines(families: &mut Families, labels: &str, told: &geminga_offload::reader::Figures) {
+    families.add("geminga_offload_read_in_flight_bytes", "gauge", labels, told.in_flight_bytes as f64);
+    families.add("geminga_offload_reads_waiting", "gauge", labels, told.waiting as f64);
+    families.add_as("geminga_offload_reads_waited", "counter", "_total", labels, told.waited as f64);
 }
 
 /// What the object store was asked for on behalf of a tenant.
@@ -149,6 +157,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     }
     if let Some(told) = rest.broker.offload_throttled() {
         throttled_lines(&mut families, &cluster, &told);
+    }
+    if let Some(told) = rest.broker.offload_reads() {
+        reads_lines(&mut families, &cluster, &told);
     }
     for (tenant, bill) in rest.broker.offload_bills() {
         bill_lines(&mut families, &cluster, &tenant, &bill);

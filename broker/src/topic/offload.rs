@@ -104,7 +104,10 @@ impl Worker {
     pub(super) fn offload_figures(&self) -> OffloadFigures {
         let mut figures = self.offloading.figures();
         if figures.wait.is_none() && self.ledger.uses_store() {
-            figures.wait = self.broker.tier.as_ref().and_then(|tier| tier.throttled_reason());
+            let tier = self.broker.tier.as_ref();
+            let topic = self.ledger.topic_id();
+            figures.wait =
+                tier.and_then(|tier| tier.throttled_reason().or_else(|| tier.waiting_reason(topic)));
         }
         figures
     }

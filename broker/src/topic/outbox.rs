@@ -19,6 +19,10 @@ const SLICE_MIN: usize = 4096;
 /// Most slices handed to one vectored write.
 const SLICES_MAX: usize = 64;
 
+/// Most bytes handed to one write, behind which everybody else has a turn. A consumer of old messages has megabytes queued, its
+/// socket takes them at once, and the copying into it is done by the thread that serves publishers: so much takes some 50 us.
+const TURN_BYTES: usize = 256 << 10;
+
 /// Told, once, that an outbox has drained.
 pub(crate) type Drained = Box<dyn FnOnce() + Send>;
 
@@ -198,10 +202,14 @@ async fn write_all(socket: &mut OwnedWriteHalf, batch: &mut VecDeque<Bytes>) -> 
     while !batch.is_empty() {
         let mut written = {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
+            let (mut count, mut left) = (0, TURN_BYTES);
             for (slot, bytes) in slices.iter_mut().zip(batch.iter()) {
-                *slot = IoSlice::new(bytes);
+                *slot = IoSlice::new(&bytes[..bytes.len().min(left)]);
+                left -= slot.len();
                 count += 1;
+                if left == 0 {
+                    break;
+                }
             }
             socket.write_vectored(&slices[..count]).await?
         };
@@ -216,6 +224,9 @@ async fn write_all(socket: &mut OwnedWriteHalf, batch: &mut VecDeque<Bytes>) -> 
             written -= front.len();
             batch.pop_front();
         }
+        if !batch.is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
     Ok(())
 }
@@ -224,6 +235,7 @@ async fn write_all(socket: &mut OwnedWriteHalf, batch: &mut VecDeque<Bytes>) -> 
 mod tests {
     use super::*;
     use futures::FutureExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
     async fn waiting_for_room_ends_when_the_writer_takes_or_the_connection_closes() {
@@ -240,5 +252,47 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         outbox.finish();
         assert!(waiting.now_or_never().is_some());
+    }
+
+    /// Bytes that the peer gets without anything more being written.
+    fn arrived(peer: &TcpStream, into: &mut Vec<u8>) -> usize {
+        let before = into.len();
+        while matches!(peer.try_read_buf(into), Ok(1..)) {}
+        into.len() - before
+    }
+
+    #[tokio::test]
+    async fn megabytes_are_written_in_turns_and_arrive_as_they_were_queued() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ours, peer) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (ours, (peer, _)) = (ours.unwrap(), peer.unwrap());
+        ours.writable().await.unwrap();
+        // One entry is larger than a turn.
+        let bodies: Vec<Bytes> = [16 << 10; 100]
+            .into_iter()
+            .chain([1 << 20])
+            .zip(0..)
+            .map(|(len, n)| vec![n; len].into())
+            .collect();
+        let outbox = Outbox::default();
+        let mut wanted = Vec::new();
+        for body in &bodies {
+            outbox.push().frame_with_body(|out| out.extend_from_slice(b"head"), body);
+            wanted.extend_from_slice(b"head");
+            wanted.extend_from_slice(body);
+        }
+        outbox.finish();
+        let (mut writing, mut got) = (std::pin::pin!(outbox.drain_into(ours.into_split().1)), Vec::new());
+        loop {
+            let done = futures::poll!(writing.as_mut()).is_ready();
+            tokio::task::yield_now().await;
+            let turn = arrived(&peer, &mut got);
+            assert!(turn <= TURN_BYTES, "{turn} bytes without a turn for others");
+            if done {
+                break;
+            }
+        }
+        assert!(got == wanted, "{} of {} bytes", got.len(), wanted.len());
     }
 }

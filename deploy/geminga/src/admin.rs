@@ -5,6 +5,7 @@ use crate::{failure, process};
 use geminga_broker::offload::{fsck, rebuild};
 use geminga_common::clock::SystemClock;
 use geminga_common::error::{Code, Coded};
+use geminga_common::lane::Lane;
 use geminga_common::metadata::MetadataStore;
 use geminga_common::tasks::TaskGroup;
 use geminga_offload::blob::{Blobs, store};
@@ -66,7 +67,8 @@ async fn opened(args: &StorageArgs, tasks: &TaskGroup) -> anyhow::Result<(Storag
     );
     let clock = SystemClock::shared();
     let meters = Meters::new(clock.clone());
-    let blobs = store::open(&storage.offload, clock, &meters).map_err(|error| invalid(&error))?;
+    let blobs =
+        store::open(&storage.offload, clock, &meters, Lane::here()).map_err(|error| invalid(&error))?;
     Ok((storage, blobs, place))
 }
 

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::meters::Meters;
 use bytes::Bytes;
 use geminga_common::clock::SystemClock;
+use geminga_common::lane::Lane;
 use std::sync::Arc;
 
 /// Parts of uploads, but the last, have this size: the least that S3 takes.
@@ -120,7 +121,7 @@ async fn the_simulated_store_conforms() {
 
 fn opened(config: &Config) -> Arc<dyn Blobs> {
     let clock = SystemClock::shared();
-    store::open(config, clock.clone(), &Meters::new(clock)).unwrap()
+    store::open(config, clock.clone(), &Meters::new(clock), Lane::here()).unwrap()
 }
 
 #[tokio::test]

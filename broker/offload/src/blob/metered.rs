@@ -1,5 +1,8 @@
 //! Counts what is sent to a bucket and what comes back, for the tenant whose topic it is about. It sits below everything that
 //! repeats requests, so that it sees what the store sees. What goes elsewhere by the same client (credentials) is not counted.
+//!
+//! Each request is begun in the lane, whoever asks: a connection belongs to the runtime on which it was made, and encrypting,
+//! reading and writing it is what the lane is for.
 
 use crate::cost::{Account, Kind};
 use crate::key;
@@ -7,11 +10,12 @@ use crate::meters::Meters;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use geminga_common::ids::TopicId;
+use geminga_common::lane::Lane;
 use http_body_util::BodyExt as _;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
-    ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
+    HttpService, ReqwestConnector,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +25,7 @@ use std::sync::Arc;
 pub(super) struct Metered {
     meters: Meters,
     bucket: String,
+    lane: Lane,
 }
 
 /// A client whose requests are counted.
@@ -30,8 +35,8 @@ struct Client {
 }
 
 impl Metered {
-    pub(super) fn new(meters: Meters, bucket: &str) -> Self {
-        Self { meters, bucket: bucket.to_owned() }
+    pub(super) fn new(meters: Meters, bucket: &str, lane: Lane) -> Self {
+        Self { meters, bucket: bucket.to_owned(), lane }
     }
 
     /// What a request is and who pays for it; `None` for one that does not go to the bucket.
@@ -50,6 +55,14 @@ impl Metered {
     }
 }
 
+impl Client {
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let inner = self.inner.clone();
+        let sent = self.to.lane.run(async move { inner.execute(request).await }).await;
+        sent.unwrap_or_else(|stopped| Err(HttpError::new(HttpErrorKind::Interrupted, stopped)))
+    }
+}
+
 impl HttpConnector for Metered {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
@@ -65,10 +78,10 @@ impl HttpService for Client {
     {
         async move {
             let Some((kind, account)) = self.to.account(&request) else {
-                return self.inner.execute(request).await;
+                return self.send(request).await;
             };
             account.request(kind, request.body().content_length() as u64);
-            let (head, body) = self.inner.execute(request).await?.into_parts();
+            let (head, body) = self.send(request).await?.into_parts();
             let counted = body.map_frame(move |frame| {
                 account.received(frame.data_ref().map_or(0, |data| data.len() as u64));
                 frame
@@ -174,7 +187,7 @@ mod tests {
     #[test]
     fn what_does_not_go_to_the_bucket_is_not_counted() {
         let meters = Meters::new(Arc::new(ManualClock::at_wall_ms(0)));
-        let metered = Metered::new(meters.clone(), "bucket");
+        let metered = Metered::new(meters.clone(), "bucket", Lane::here());
         let counted = |uri: &str| {
             let mut request = HttpRequest::new(Vec::new().into());
             *request.uri_mut() = uri.parse().unwrap();
@@ -191,5 +204,43 @@ mod tests {
             assert!(!counted(other), "{other}");
         }
         assert!(meters.bills().iter().all(|(_, bill)| *bill == Bill::default()));
+    }
+
+    /// Tells on which thread it is called.
+    #[derive(Debug)]
+    struct Probe(std::sync::mpsc::SyncSender<std::thread::ThreadId>);
+
+    impl HttpService for Probe {
+        fn call<'a, 'b>(&'a self, _: HttpRequest) -> BoxFuture<'b, Result<HttpResponse, HttpError>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            async move {
+                self.0.send(std::thread::current().id()).unwrap();
+                Ok(HttpResponse::new(HttpResponseBody::new(
+                    http_body_util::Empty::new().map_err(|e| match e {}),
+                )))
+            }
+            .boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_are_begun_in_the_lane_whether_they_are_counted_or_not() {
+        let tasks = geminga_common::tasks::TaskGroup::new();
+        let lane = Lane::new(&tasks, "lane", 1).unwrap();
+        let meters = Meters::new(Arc::new(ManualClock::at_wall_ms(0)));
+        let (tell, told) = std::sync::mpsc::sync_channel(4);
+        let to = Metered::new(meters, "bucket", lane.clone());
+        let client = Client { to, inner: HttpClient::new(Probe(tell)) };
+        let theirs = lane.run(async { std::thread::current().id() }).await.unwrap();
+        for uri in ["http://s3/bucket/c/x", "http://169.254.169.254/latest/api/token"] {
+            let mut request = HttpRequest::new(Vec::new().into());
+            *request.uri_mut() = uri.parse().unwrap();
+            client.call(request).await.unwrap();
+            assert_eq!(told.recv().unwrap(), theirs, "{uri}");
+        }
+        tasks.stop();
     }
 }

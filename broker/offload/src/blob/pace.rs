@@ -1,6 +1,7 @@
 //! How fast a store is asked. It is asked as fast as it is needed until it answers that it is too much (429, 503); then at a rate that
 //! falls by a third for each second with such an answer and rises steadily in between, until nothing has been refused for a
-//! minute. One rate for all requests of a process to a store: readers, uploads, removals and their repetitions.
+//! minute. One rate for all requests of a process to a store: readers, uploads, removals and their repetitions. When the store
+//! says for how long it wants to be left alone (`Retry-After`), it is for so long, up to [`REST_MAX`].
 //!
 //! [`Pace`] is pure: time is given. [`Paced`] holds requests back by it, below whatever signs and repeats them; a request whose
 //! signature expires while it waits is refused by the store, as it should be.
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Requests a second that remain when the store refuses them all.
 const RATE_MIN: f64 = 4.0;
@@ -25,6 +26,10 @@ const SPAN: Duration = Duration::from_secs(1);
 /// The rate has no limit any more when nothing was refused for so long.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
+/// Longest that nothing is sent because the store wants to be left alone. What it asks beyond that is not granted: a store that says an
+/// hour would stop readers for an hour by one header, while what has waited for its turn so long has not expired yet.
+const REST_MAX: Duration = Duration::from_secs(20);
+
 /// What holding back has come to.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Throttled {
@@ -34,6 +39,8 @@ pub struct Throttled {
     pub held: u64,
     /// How long they were, in microseconds together.
     pub held_us: u64,
+    /// Answers that said for how long the store wants to be left alone.
+    pub rests: u64,
     /// Requests a second that are sent at most; `None` while there is no limit.
     pub rate: Option<f64>,
 }
@@ -44,6 +51,8 @@ pub(super) struct Pace {
     rate: Option<f64>,
     /// When the next request may go.
     next: Mono,
+    /// Until when the store wants to be left alone.
+    rest: Mono,
     /// When something was refused last, when the rate was cut last and when it rose last.
     refused: Mono,
     cut: Option<Mono>,
@@ -64,7 +73,7 @@ impl Pace {
         self.sent.0 += 1;
         self.rise(now);
         let Some(rate) = self.rate else { return Duration::ZERO };
-        let at = self.next.max(now);
+        let at = self.next.max(self.rest).max(now);
         self.next = at + Duration::from_secs_f64(1.0 / rate);
         let wait = at.saturating_sub(now);
         if !wait.is_zero() {
@@ -74,9 +83,13 @@ impl Pace {
         wait
     }
 
-    /// The store has answered that it is too much.
-    pub(super) fn refused(&mut self, now: Mono) {
+    /// The store has answered that it is too much, and perhaps for how long.
+    pub(super) fn refused(&mut self, now: Mono, after: Option<Duration>) {
         self.told.refused += 1;
+        if let Some(after) = after.filter(|after| !after.is_zero()) {
+            self.told.rests += 1;
+            self.rest = self.rest.max(now + after.min(REST_MAX));
+        }
         self.refused = now;
         if self.cut.is_some_and(|cut| now.saturating_sub(cut) < SPAN) {
             return;
@@ -162,11 +175,23 @@ impl HttpService for Service {
             }
             let answer = self.inner.execute(request).await?;
             if matches!(answer.status().as_u16(), 429 | 503) {
-                pace.lock().refused(clock.mono());
+                let after = answer.headers().get("retry-after");
+                let after = after.and_then(|says| retry_after(says.as_bytes(), clock.wall_ms()));
+                pace.lock().refused(clock.mono(), after);
             }
             Ok(answer)
         })
     }
+}
+
+/// What `Retry-After` says, in seconds or as a date; nothing where it is neither.
+fn retry_after(says: &[u8], now_ms: u64) -> Option<Duration> {
+    let text = std::str::from_utf8(says).ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(at.saturating_sub(Duration::from_millis(now_ms)))
 }
 
 #[cfg(test)]
@@ -190,8 +215,8 @@ mod tests {
         for ms in (0..1000).step_by(10) {
             pace.turn(at(ms));
         }
-        pace.refused(at(1000));
-        pace.refused(at(1001));
+        pace.refused(at(1000), None);
+        pace.refused(at(1001), None);
         assert_eq!(pace.told(at(1001)).rate.map(f64::round), Some(70.0), "one cut for answers of one second");
         let waits: Vec<_> = (0..10).map(|_| pace.turn(at(1001))).collect();
         assert!(waits.windows(2).all(|two| two[0] < two[1]), "{waits:?}");
@@ -208,9 +233,71 @@ mod tests {
         let (mut now, mut asked) = (0, 0);
         while now < 60_000 {
             now += 1 + pace.turn(at(now)).as_millis() as u64;
-            pace.refused(at(now));
+            pace.refused(at(now), None);
             asked += 1;
         }
         assert!((200..500).contains(&asked), "{asked} requests in a minute");
+    }
+
+    #[test]
+    fn a_store_is_left_alone_for_as_long_as_it_says_and_no_longer_than_the_bound() {
+        let seconds = Duration::from_secs;
+        for (says, waits) in [(seconds(3), seconds(3)), (seconds(3_600), REST_MAX), (seconds(0), seconds(0))]
+        {
+            let mut pace = Pace::default();
+            assert!((0..100).all(|_| pace.turn(at(0)).is_zero()));
+            pace.refused(at(0), Some(says));
+            let first = pace.turn(at(0));
+            assert!((waits..waits + seconds(1)).contains(&first), "{says:?}: {first:?}");
+            assert!(pace.turn(at(0)) > first, "they do not go all at once behind it");
+            assert_eq!(pace.told(at(0)).rests, u64::from(!says.is_zero()));
+        }
+        let mut pace = Pace::default();
+        pace.refused(at(0), Some(seconds(5)));
+        pace.refused(at(100), Some(seconds(1)));
+        assert!(pace.turn(at(200)) >= seconds(4), "a later answer does not shorten it");
+        assert!(pace.turn(at(6_000)) < seconds(1), "it is over");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let said = |text: &str| retry_after(text.as_bytes(), 784_111_777_000);
+        assert_eq!(said("120"), Some(Duration::from_secs(120)));
+        assert_eq!(said("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));
+        assert_eq!(said("Sun, 06 Nov 1994 08:49:07 GMT"), Some(Duration::ZERO), "it is past");
+        assert_eq!((said("soon"), said("-1"), said("")), (None, None, None));
+    }
+
+    /// Refuses everything, and says for how long.
+    #[derive(Debug)]
+    struct Refuses;
+
+    impl HttpService for Refuses {
+        fn call<'a, 'b>(
+            &'a self,
+            _: HttpRequest,
+        ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'b>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            let body = object_store::client::HttpResponseBody::from(bytes::Bytes::new());
+            let mut answer = HttpResponse::new(body);
+            *answer.status_mut() = 503.try_into().unwrap();
+            answer.headers_mut().insert("retry-after", "7".parse().unwrap());
+            Box::pin(std::future::ready(Ok(answer)))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_store_says_holds_for_the_next_request() {
+        let clock = Arc::new(geminga_common::clock::ManualClock::at_wall_ms(0));
+        let to = Arc::new(object_store::client::ReqwestConnector::default());
+        let paced = Paced { to, pace: Arc::default(), clock };
+        let service = Service { inner: HttpClient::new(Refuses), paced };
+        service.call(HttpRequest::new(Vec::new().into())).await.unwrap();
+        let wait = service.paced.pace.lock().turn(Mono::ZERO);
+        assert!(wait >= Duration::from_secs(7), "{wait:?}");
+        assert_eq!(service.paced.told().rests, 1);
     }
 }

@@ -13,7 +13,6 @@ use super::pace::{Paced, Throttled};
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::{Config, shown};
-use crate::meters::Meters;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use geminga_common::clock::Clock;
@@ -119,7 +118,7 @@ impl S3 {
         bucket: &str,
         prefix: &str,
         clock: Arc<dyn Clock>,
-        meters: Meters,
+        counted: Metered,
     ) -> Result<Self, SetUpError> {
         if bucket.is_empty() {
             return Err(SetUpError::Url(shown(&config.url)));
@@ -131,7 +130,7 @@ impl S3 {
             .with_allow_http(config.endpoint.starts_with("http://"));
         let retry =
             RetryConfig { max_retries: RETRIES.0, retry_timeout: RETRIES.1, ..RetryConfig::default() };
-        let paced = Paced::new(clock.clone(), Arc::new(Metered::new(meters, bucket)));
+        let paced = Paced::new(clock.clone(), Arc::new(counted));
         let mut builder = AmazonS3Builder::from_env()
             .with_http_connector(paced.clone())
             .with_bucket_name(bucket)
@@ -345,7 +344,9 @@ impl Blobs for S3 {
 mod tests {
     use super::super::conformance::real_s3;
     use super::*;
+    use crate::meters::Meters;
     use geminga_common::clock::SystemClock;
+    use geminga_common::lane::Lane;
 
     /// What a broker that is paused between signing and sending does. `call` itself looks at the time before it signs, so the
     /// request is held here by hand.
@@ -353,7 +354,8 @@ mod tests {
     async fn real_s3_refuses_what_was_signed_in_time_and_arrives_late() {
         let clock = SystemClock::shared();
         let Some(config) = real_s3("late") else { return };
-        let s3 = S3::open(&config, "conformance", "late", clock.clone(), Meters::new(clock.clone())).unwrap();
+        let counted = Metered::new(Meters::new(clock.clone()), "conformance", Lane::here());
+        let s3 = S3::open(&config, "conformance", "late", clock.clone(), counted).unwrap();
         for (method, query) in [(Method::PUT, Vec::new()), (Method::POST, vec![("uploads", String::new())])] {
             let (path, body) = (s3.path("k"), PutPayload::from_static(b""));
             let until_ms = clock.wall_ms() + 2_000;

@@ -5,9 +5,10 @@
 use super::{Answer, BlobError, Blobs, Listed, Part, SMALL_MAX, UploadId};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -80,6 +81,10 @@ struct Inner {
     deleted: Vec<String>,
     reads: Vec<(String, Range<u64>)>,
     far: bool,
+    /// Bytes of ranged reads under way, and the most there ever were.
+    under_way: (u64, u64),
+    /// On what ranged reads were asked for.
+    threads: HashSet<ThreadId>,
 }
 
 type Deed = Box<dyn FnOnce(&mut Inner) + Send>;
@@ -148,6 +153,18 @@ impl SimBlobs {
     /// From now on a ranged read takes 3 ms and one for each MiB, as from a store that is far away.
     pub fn go_far(&self) {
         self.inner.lock().far = true;
+    }
+
+    /// Most bytes that ranged reads asked for at the same time.
+    #[must_use]
+    pub fn most_under_way(&self) -> u64 {
+        self.inner.lock().under_way.1
+    }
+
+    /// Threads on which ranged reads were asked for.
+    #[must_use]
+    pub fn threads(&self) -> HashSet<ThreadId> {
+        self.inner.lock().threads.clone()
     }
 
     /// Changes an object behind everybody's back.
@@ -285,8 +302,8 @@ impl Blobs for SimBlobs {
 
     fn range<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         let owned = key.to_owned();
-        let far = self.inner.lock().far;
-        let pause = Duration::from_millis(3 + ((range.end - range.start) >> 20));
+        let bytes = range.end - range.start;
+        let pause = Duration::from_millis(3 + (bytes >> 20));
         let read = self.step(key, move |inner| {
             inner.reads.push((owned.clone(), range.clone()));
             let bytes = inner.objects.get(&owned).ok_or_else(|| BlobError::Absent(owned.clone()))?;
@@ -296,10 +313,19 @@ impl Blobs for SimBlobs {
             if to > bytes.len() { Err(short()) } else { Ok(bytes.slice(from..to)) }
         });
         Box::pin(async move {
+            let far = {
+                let mut inner = self.inner.lock();
+                inner.threads.insert(std::thread::current().id());
+                let now = inner.under_way.0 + bytes;
+                inner.under_way = (now, now.max(inner.under_way.1));
+                inner.far
+            };
             if far {
                 tokio::time::sleep(pause).await;
             }
-            read.await
+            let read = read.await;
+            self.inner.lock().under_way.0 -= bytes;
+            read
         })
     }
 

@@ -1,6 +1,7 @@
 //! Real stores, chosen by URL: `s3://bucket/prefix` and `file:///directory`; and what they have in common.
 
 use super::directory::Directory;
+use super::metered::Metered;
 use super::s3::{self, S3};
 use super::{Answer, BlobError, Blobs, Listed, SMALL_MAX};
 use crate::config::{Config, shown};
@@ -8,6 +9,7 @@ use crate::meters::Meters;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use geminga_common::clock::Clock;
+use geminga_common::lane::Lane;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use std::ops::Range;
@@ -24,15 +26,22 @@ pub enum SetUpError {
     Client(String, object_store::Error),
 }
 
-/// The store of a configuration whose URL is not empty. What a bucket is asked for is counted in `meters`; a directory costs nothing.
+/// The store of a configuration whose URL is not empty. What a bucket is asked for is counted in `meters`, and its connections are
+/// served in `lane`; a directory costs nothing and has no connections.
 ///
 /// # Errors
 /// See [`SetUpError`]. Whether the store answers is not tried.
-pub fn open(config: &Config, clock: Arc<dyn Clock>, meters: &Meters) -> Result<Arc<dyn Blobs>, SetUpError> {
+pub fn open(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    meters: &Meters,
+    lane: Lane,
+) -> Result<Arc<dyn Blobs>, SetUpError> {
     let url = config.url.as_str();
     if let Some(rest) = url.strip_prefix("s3://") {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        return Ok(Arc::new(S3::open(config, bucket, prefix.trim_matches('/'), clock, meters.clone())?));
+        let counted = Metered::new(meters.clone(), bucket, lane);
+        return Ok(Arc::new(S3::open(config, bucket, prefix.trim_matches('/'), clock, counted)?));
     }
     match url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
         Some(path) => Ok(Arc::new(Directory::open(path, clock))),

@@ -3,11 +3,15 @@
 //!
 //! A reader that begins anywhere gets its block by one small request, so the first entry is there after one round trip: an index
 //! that is not in memory comes together with the object's first bytes, and costs a second one elsewhere only. One that reads on
-//! has up to [`WINDOW_MAX`] under way before it, also into the ledger behind (`ahead.rs`). Whatever goes wrong is an error of
-//! this read: nothing here says that an entry does not exist.
+//! has up to [`WINDOW_MAX`] under way before it, also into the ledger behind (`ahead.rs`). All readers together have no more under
+//! way than a bound (`in_flight.rs`). Whatever goes wrong is an error of this read: nothing here says that an entry does not exist.
+//!
+//! Everything but the waiting runs in a [`Lane`]: fetching, checking and copying of what readers of the past want, and all locks
+//! of this room, are never on a thread that serves publishers.
 
 mod ahead;
 mod cache;
+mod in_flight;
 #[cfg(test)]
 mod tests;
 
@@ -25,10 +29,12 @@ use bytes::Bytes;
 use cache::{Block, Cache, Flight, Found, Run};
 use futures::FutureExt as _;
 use geminga_common::ids::{EntryId, LedgerId, TopicId};
+use geminga_common::lane::Lane;
 use geminga_common::tasks::{OnFailure, TaskGroup};
+use in_flight::{InFlight, Turn};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,6 +67,21 @@ pub struct Figures {
     pub hits: u64,
     /// Bytes of blocks in memory.
     pub cached_bytes: u64,
+    /// Bytes that were asked for and are not there yet.
+    pub in_flight_bytes: u64,
+    /// Requests that wait because too much is under way.
+    pub waiting: u64,
+    /// Requests that ever did.
+    pub waited: u64,
+}
+
+/// Memory that reading back may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Bytes of blocks that are kept.
+    pub cache_bytes: usize,
+    /// Bytes that all readers together may have asked for.
+    pub in_flight_bytes: u64,
 }
 
 #[derive(Default)]
@@ -74,7 +95,9 @@ struct Shared {
     blobs: Arc<dyn Blobs>,
     cluster: String,
     tasks: TaskGroup,
+    lane: Lane,
     meters: Meters,
+    in_flight: InFlight,
     indexes_limit: usize,
     indexes: Mutex<Indexes>,
     cache: Mutex<Cache>,
@@ -93,20 +116,24 @@ struct Shared {
 pub struct Reader(Arc<Shared>);
 
 impl Reader {
-    /// A reader with a cache of so many bytes, whose requests run in `tasks`.
+    /// A reader whose requests run in `tasks`, and all of it in `lane`.
     #[must_use]
     pub fn new(
         blobs: Arc<dyn Blobs>,
         cluster: &str,
-        cache_bytes: usize,
+        room: Room,
         tasks: TaskGroup,
+        lane: Lane,
         meters: Meters,
     ) -> Self {
+        let cache_bytes = room.cache_bytes;
         let shared = Shared {
             blobs,
             cluster: cluster.to_owned(),
             tasks,
+            lane,
             meters,
+            in_flight: InFlight::new(room.in_flight_bytes),
             indexes_limit: cache_bytes / FOOTER_SHARE,
             indexes: Mutex::default(),
             cache: Mutex::new(Cache::new(cache_bytes)),
@@ -124,21 +151,48 @@ impl Reader {
     #[must_use]
     pub fn figures(&self) -> Figures {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (waiting, waited) = self.0.in_flight.waiting();
         Figures {
             requests: get(&self.0.requests),
             bytes: get(&self.0.bytes),
             failed: get(&self.0.failed),
             hits: get(&self.0.hits),
             cached_bytes: self.0.cache.lock().bytes().0 as u64,
+            in_flight_bytes: self.0.in_flight.bytes(),
+            waiting,
+            waited,
         }
     }
 
-    /// Reads on from `first` up to `last`: at least one entry, and no more than about `bytes_max` beyond it. Entries that need
-    /// a further request are left for the next read. A reader that goes on has `next`, where its topic goes on, fetched as well.
+    /// Bytes that all readers together may have asked for, where a reader of this topic waits for its turn.
+    #[must_use]
+    pub fn waits_for(&self, topic: TopicId) -> Option<u64> {
+        self.0.in_flight.waits(topic).then(|| self.0.in_flight.limit())
+    }
+
+    /// Reads on from the first of `ids` up to the last: at least one entry, and no more than about `bytes_max` beyond it. Entries
+    /// that need a further request are left for the next read. A reader that goes on has `next`, where its topic goes on, fetched
+    /// as well. `open` makes of the entries what is wanted, in the lane as well.
     ///
     /// # Errors
-    /// The store does not answer, or the object is damaged.
-    pub async fn read(
+    /// The store does not answer, the object is damaged, or the process stops.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        target: Target,
+        ids: RangeInclusive<EntryId>,
+        bytes_max: usize,
+        next: Option<Target>,
+        open: impl FnOnce(Vec<Entry>) -> T + Send + 'static,
+    ) -> Result<T, ObjectError> {
+        let reader = self.clone();
+        let read = async move {
+            let (first, last) = ids.into_inner();
+            reader.read_here(&target, first, last, bytes_max, next.as_ref()).await.map(open)
+        };
+        self.0.lane.run(read).await?
+    }
+
+    async fn read_here(
         &self,
         target: &Target,
         first: EntryId,
@@ -177,7 +231,9 @@ impl Reader {
                 Some(Found::Here(block)) => block,
                 Some(Found::Coming(flight)) if entries.is_empty() => of_run(&flight.await?, nth)?,
                 // Evicted between two looks; nothing else can lack the first block.
-                None if entries.is_empty() => of_run(&self.fetch(target, footer, nth..nth + 1).await?, nth)?,
+                None if entries.is_empty() => {
+                    of_run(&self.fetch(target, footer, nth..nth + 1, None).await?, nth)?
+                }
                 _ => break,
             };
             for entry in block.iter().filter(|entry| (first..=last).contains(&entry.id)) {
@@ -195,8 +251,9 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub async fn footer(&self, target: &Target) -> Result<Arc<Footer>, ObjectError> {
-        self.index(target, false).await
+    pub async fn footer(&self, target: Target) -> Result<Arc<Footer>, ObjectError> {
+        let reader = self.clone();
+        self.0.lane.run(async move { reader.index(&target, false).await }).await?
     }
 
     /// The index; with the object's first blocks, if it has to be fetched.
@@ -251,7 +308,7 @@ impl Reader {
         let missing = self.missing(object, wanted.clone());
         self.0.hits.fetch_add((wanted.len() - missing.len()) as u64, Ordering::Relaxed);
         for run in grouped(rows, &missing, window.run) {
-            let _under_way = self.fetch(target, footer, run);
+            let _under_way = self.fetch(target, footer, run, None);
         }
         self.fetch_ahead(target, footer, wanted.end, window);
         let left = rows.get(wanted.end).map_or(0, |row| target.object.shape.footer_offset - row.offset);
@@ -275,8 +332,10 @@ impl Reader {
             // Small requests ahead cost as much as large ones: they wait until there is a whole one, or the ledger ends. Blocks
             // do not fit a request exactly.
             let whole = span.end - span.start >= window.run * 3 / 4 || run.end == rows.len();
-            if whole && self.0.cache.lock().room_ahead((span.end - span.start) as usize) {
-                let _under_way = self.fetch(target, footer, run);
+            let bytes = span.end - span.start;
+            if whole && self.0.cache.lock().room_ahead(bytes as usize) {
+                let Some(turn) = self.0.in_flight.try_turn(bytes) else { return };
+                let _under_way = self.fetch(target, footer, run, Some(turn));
             }
         }
     }
@@ -302,13 +361,24 @@ impl Reader {
         });
     }
 
-    /// One request for a run of blocks; it goes on when nobody waits for it any more.
-    fn fetch(&self, target: &Target, footer: &Arc<Footer>, blocks: Range<usize>) -> Flight<Run> {
+    /// One request for a run of blocks, which waits for its turn unless it has it; it goes on when nobody waits for it any more.
+    fn fetch(
+        &self,
+        target: &Target,
+        footer: &Arc<Footer>,
+        blocks: Range<usize>,
+        turn: Option<Turn>,
+    ) -> Flight<Run> {
         let (shared, key, topic) = (self.0.clone(), self.key(target), target.topic);
         let (first, rows) = (blocks.start, footer.rows[blocks.clone()].to_vec());
         let span = verify::span(&rows);
         let bytes = (span.end - span.start) as usize;
         let load = async move {
+            // Kept until its blocks were copied out: so long the answer lies in memory.
+            let _turn = match turn {
+                Some(turn) => turn,
+                None => shared.in_flight.turn(topic, span.end - span.start).await,
+            };
             let blocks = shared.load(topic, &key, span, &rows).await?;
             Ok(Arc::new((first, blocks)))
         };
@@ -328,6 +398,7 @@ impl Shared {
     async fn load_footer(&self, target: Target) -> Result<Footer, ObjectError> {
         let key = target.object.key(&self.cluster, target.topic, target.ledger);
         let shape = target.object.shape;
+        let _turn = self.in_flight.turn(target.topic, shape.size - shape.footer_offset).await;
         let begun = self.meters.now();
         let read = verify::footer(&*self.blobs, &key, target.ledger, &shape).await;
         let bytes = shape.size - shape.footer_offset;
@@ -342,11 +413,14 @@ impl Shared {
         let key = target.object.key(&self.cluster, target.topic, target.ledger);
         let begin = HEADER_LEN as u64;
         let end = target.object.shape.footer_offset.min(begin + FIRST_MAX);
-        let head = self.bytes(target.topic, &key, begin..end);
+        let head = async {
+            let turn = self.in_flight.turn(target.topic, end - begin).await;
+            self.bytes(target.topic, &key, begin..end).await.map(|head| (head, turn))
+        };
         let (footer, head) = tokio::join!(biased; self.load_footer(target), head);
         let footer = footer?;
         let rows = footer.rows.iter().take_while(|row| row.range().end <= end).count();
-        if let (Ok(head), Some(first)) = (head, footer.rows.first()) {
+        if let (Ok((head, _turn)), Some(first)) = (head, footer.rows.first()) {
             let blocks = if first.offset == begin {
                 opened(&key, &head, &footer.rows[..rows]).await
             } else {
@@ -421,7 +495,7 @@ async fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, Ob
         let entries = block::open_at(block, row);
         let entries = entries.map_err(|error| ObjectError::Format { key: key.to_owned(), error })?;
         blocks.push(Arc::new(entries));
-        // Megabytes of copying and checking at a stretch would keep publishers from this thread.
+        // Megabytes of copying and checking at a stretch would keep other readers, and their connections, from this thread.
         tokio::task::yield_now().await;
     }
     Ok(blocks)

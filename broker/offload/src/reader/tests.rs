@@ -19,6 +19,11 @@ fn entry(id: u64, bytes: usize) -> Entry {
     Entry { id: EntryId(id), crc: id as u32, header: [1; 32], payload: vec![id as u8; bytes].into() }
 }
 
+fn reader(blobs: &SimBlobs, room: Room, tasks: &TaskGroup, lane: Lane) -> Reader {
+    let meters = Meters::new(SystemClock::shared());
+    Reader::new(Arc::new(blobs.clone()), "c", room, tasks.clone(), lane, meters)
+}
+
 async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Rig {
     let faults = Faults::default();
     let blobs = SimBlobs::new(faults.clone());
@@ -46,19 +51,18 @@ async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Ri
     let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
     let key = object.key("c", target.topic, target.ledger);
     blobs.put(&key, parts, u64::MAX).await.unwrap();
-    let reader = Reader::new(
-        Arc::new(blobs.clone()),
-        "c",
-        cache,
-        TaskGroup::new(),
-        Meters::new(SystemClock::shared()),
-    );
+    let room = Room { cache_bytes: cache, in_flight_bytes: 64 << 20 };
+    let reader = reader(&blobs, room, &TaskGroup::new(), Lane::here());
     Rig { blobs, faults, reader, target }
 }
 
 impl Rig {
     async fn read(&self, first: u64, bytes: usize) -> Vec<Entry> {
-        self.reader.read(&self.target, EntryId(first), EntryId(u64::MAX >> 1), bytes, None).await.unwrap()
+        self.tried(first, u64::MAX >> 1, bytes).await.unwrap()
+    }
+
+    async fn tried(&self, first: u64, last: u64, bytes: usize) -> Result<Vec<Entry>, ObjectError> {
+        self.reader.read(self.target, EntryId(first)..=EntryId(last), bytes, None, |read| read).await
     }
 }
 
@@ -125,14 +129,13 @@ async fn a_failure_is_an_error_of_its_read_alone() {
         for step in 0..2 {
             let rig = rig(10, 100, 200, 16 << 20).await;
             rig.faults.plan(Some((step, fault)));
-            let last = EntryId(9);
-            let failed = rig.reader.read(&rig.target, EntryId(1), last, 1, None).await;
+            let failed = rig.tried(1, 9, 1).await;
             assert!(matches!(failed, Err(ObjectError::Blob(_))), "{failed:?}");
             // What failed is not remembered.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            let again = rig.reader.read(&rig.target, EntryId(1), last, 1, None).await;
+            let again = rig.tried(1, 9, 1).await;
             assert_eq!(again.unwrap(), [entry(1, 100)]);
         }
         // What is fetched beside the index is fetched again if that fails.
@@ -153,13 +156,15 @@ async fn where_a_topic_goes_on_is_fetched_before_its_reader_arrives() {
     rig.blobs.put(&keys[1], vec![whole], u64::MAX).await.unwrap();
     let mut at = 0;
     while at < 1024 {
-        let read = rig.reader.read(&rig.target, EntryId(at), EntryId(1023), 1 << 20, Some(&next)).await;
+        let ids = EntryId(at)..=EntryId(1023);
+        let read = rig.reader.read(rig.target, ids, 1 << 20, Some(next), |read| read).await;
         at += read.unwrap().len() as u64;
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     let before = rig.blobs.reads();
     assert!(before.iter().any(|(key, _)| *key == keys[1]), "{before:?}");
-    let read = rig.reader.read(&next, EntryId(0), EntryId(1023), 1 << 20, None).await.unwrap();
+    let ids = EntryId(0)..=EntryId(1023);
+    let read = rig.reader.read(next, ids, 1 << 20, None, |read| read).await.unwrap();
     assert!(read.len() > 60, "a whole window is there at once: {}", read.len());
     let asked: u64 =
         before.iter().filter(|(key, _)| *key == keys[1]).map(|(_, range)| range.end - range.start).sum();
@@ -196,8 +201,73 @@ async fn damage_is_an_error_and_never_an_entry() {
     let rig = rig(10, 100, 200, 16 << 20).await;
     let key = rig.blobs.keys().pop().unwrap();
     rig.blobs.tamper(&key, |bytes| bytes[80] ^= 1);
-    let read = rig.reader.read(&rig.target, EntryId(0), EntryId(9), 1, None).await;
+    let read = rig.tried(0, 9, 1).await;
     assert!(matches!(read, Err(ObjectError::Format { .. })), "{read:?}");
-    let other = rig.reader.read(&rig.target, EntryId(9), EntryId(9), 1, None).await;
+    let other = rig.tried(9, 9, 1).await;
     assert_eq!(other.unwrap(), [entry(9, 100)]);
+}
+
+#[tokio::test]
+async fn all_readers_together_ask_for_no_more_than_the_bound_and_say_that_they_wait() {
+    let rig = rig(4096, 16 << 10, 64 << 10, 256 << 20).await;
+    rig.blobs.go_far();
+    let bound = 16 << 20;
+    let room = Room { cache_bytes: 256 << 20, in_flight_bytes: bound };
+    let reader = reader(&rig.blobs, room, &TaskGroup::new(), Lane::here());
+    let told = std::sync::atomic::AtomicU64::new(0);
+    // Each begins at another MiB and reads on.
+    let reads = (0..48).map(|nth| {
+        let (reader, target, told) = (&reader, rig.target, &told);
+        async move {
+            let mut at = nth * 64;
+            for _ in 0..4 {
+                let ids = EntryId(at)..=EntryId(4095);
+                at += reader.read(target, ids, 1 << 20, None, |read| read.len() as u64).await.unwrap();
+                assert!(reader.figures().in_flight_bytes <= bound);
+                told.fetch_max(reader.waits_for(target.topic).unwrap_or(0), Ordering::Relaxed);
+            }
+            at - nth * 64
+        }
+    });
+    let read = futures::future::join_all(reads).await;
+    assert!(read.iter().all(|entries| *entries >= 4), "every reader got on with each read: {read:?}");
+    assert!(rig.blobs.most_under_way() <= bound, "{} bytes under way", rig.blobs.most_under_way());
+    assert_eq!(told.into_inner(), bound, "a topic's wait is told with its bound");
+    let left = reader.figures();
+    assert!(left.waited > 0 && left.waiting == 0, "{left:?}");
+    assert_eq!(reader.waits_for(rig.target.topic), None);
+}
+
+#[tokio::test]
+async fn what_failed_leaves_nothing_under_way() {
+    let rig = rig(100, 1000, 10_000, 16 << 20).await;
+    rig.faults.plan(Some((0, Fault::FailBefore)));
+    assert!(rig.tried(5, 9, 1).await.is_err());
+    rig.faults.plan(Some((1, Fault::FailBefore)));
+    assert!(rig.tried(5, 9, 1).await.is_err());
+    assert_eq!(rig.reader.figures().in_flight_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_reader_of_the_past_works_on_no_thread_but_the_lanes() {
+    let rig = rig(1024, 16 << 10, 64 << 10, 64 << 20).await;
+    let tasks = TaskGroup::new();
+    let lane = Lane::new(&tasks, "lane", 1).unwrap();
+    let room = Room { cache_bytes: 64 << 20, in_flight_bytes: 64 << 20 };
+    let reader = reader(&rig.blobs, room, &tasks, lane.clone());
+    let theirs = lane.run(async { std::thread::current().id() }).await.unwrap();
+    let mut at = 0;
+    while at < 1024 {
+        let ids = EntryId(at)..=EntryId(1023);
+        let open = |read: Vec<Entry>| (std::thread::current().id(), read.len() as u64);
+        let (opened_on, read) = reader.read(rig.target, ids, 1 << 20, None, open).await.unwrap();
+        assert_eq!(opened_on, theirs);
+        at += read;
+    }
+    reader.footer(rig.target).await.unwrap();
+    assert_eq!(rig.blobs.threads(), [theirs].into(), "every request was sent from there");
+    tasks.stop();
+    assert_eq!(tasks.join(std::time::Duration::from_secs(20)).await, Vec::<String>::new());
+    let late = reader.read(rig.target, EntryId(0)..=EntryId(1), 1, None, |read| read).await;
+    assert!(matches!(late, Err(ObjectError::Stopped(_))), "{late:?}");
 }
