@@ -415,7 +415,7 @@ async fn stopping_is_heard_whenever_it_comes() {
             control_reserve: 8 << 10,
             journal_file_size: 64 << 10,
             journal_file_size_first: 64 << 10,
-            batch_bytes: 12 << 10,
+            batch_bytes: 3 << 10,
             write_cache: 64 << 10,
             ballast: 0,
             shards: 16,

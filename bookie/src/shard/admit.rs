@@ -99,7 +99,7 @@ impl Shard {
     fn has_place(&self, bytes: usize) -> bool {
         let cache_full = self.cache_bytes + bytes > self.config.write_cache && self.cache_bytes > 0;
         let Some(current) = &self.current else { return false };
-        let batches = (self.pending_bytes + bytes) / self.config.batch_bytes + 3;
+        let batches = (self.pending_bytes + bytes) / self.config.batch_bytes_max() + 3;
         let need = (self.pending_bytes + bytes + batches * 4096) as u64;
         let left = current.capacity.saturating_sub(self.used + self.config.control_reserve);
         !cache_full && (need <= left || !self.spares.is_empty())

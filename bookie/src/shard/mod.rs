@@ -434,7 +434,7 @@ impl Shard {
     }
 
     fn roll_is_better(&self, left: u64) -> bool {
-        let wanted = batch_len(self.pending_bytes.min(self.config.batch_bytes)) as u64;
+        let wanted = batch_len(self.pending_bytes.min(self.config.batch_bytes_max())) as u64;
         wanted > left && !self.spares.is_empty()
     }
 

@@ -41,7 +41,7 @@ pub(crate) fn config() -> Config {
     config.control_reserve = 8192;
     config.journal_file_size = 36 << 10;
     config.journal_file_size_first = 32 << 10;
-    config.batch_bytes = 6000;
+    config.batch_bytes = 1500;
     config.write_cache = 20_000;
     config.block_bytes = 700;
     config.block_cache = 4096;

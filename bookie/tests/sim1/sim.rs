@@ -105,7 +105,7 @@ impl Sim {
         config.control_reserve = 8192;
         config.journal_file_size = 64 << 10;
         config.journal_file_size_first = 64 << 10;
-        config.batch_bytes = 12 << 10;
+        config.batch_bytes = 3 << 10;
         config.write_cache = 64 << 10;
         config.block_bytes = 2 << 10;
         config.block_cache = 16 << 10;

@@ -31,7 +31,7 @@ fn config() -> Config {
     config.control_reserve = 8192;
     config.journal_file_size = 36 << 10;
     config.journal_file_size_first = 32 << 10;
-    config.batch_bytes = 4000;
+    config.batch_bytes = 1000;
     config.write_cache = 6000;
     config.block_bytes = 700;
     config.block_cache = 4096;

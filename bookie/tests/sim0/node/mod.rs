@@ -110,7 +110,7 @@ fn config(number: usize, disks: u64) -> Config {
     config.control_reserve = 8192;
     config.journal_file_size = 36 << 10;
     config.journal_file_size_first = 32 << 10;
-    config.batch_bytes = 6000;
+    config.batch_bytes = 1500;
     config.write_cache = 8000;
     config.block_bytes = 700;
     config.block_cache = 4096;
