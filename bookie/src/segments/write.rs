@@ -39,7 +39,10 @@ impl<'a> Writer<'a> {
             };
             block.push(self.file.buf(), ledger, entry);
             if block.len(self.file.buf()) >= self.config.block_bytes {
-                self.end_block(block)?;
+                self.end_block(block);
+                if self.file.pending() as u64 >= READ {
+                    self.file.write()?;
+                }
             } else {
                 self.block = Some(block);
             }
@@ -54,18 +57,17 @@ impl<'a> Writer<'a> {
         OpenBlock::begin(self.file.buf())
     }
 
-    fn end_block(&mut self, open: OpenBlock) -> io::Result<()> {
+    fn end_block(&mut self, open: OpenBlock) {
         if let Some(block) = self.footer.blocks.last_mut() {
             block.len = open.len(self.file.buf()) as u64;
             open.finish(self.file.buf(), self.id, block.offset);
         }
-        if self.file.pending() as u64 >= READ { self.file.write() } else { Ok(()) }
     }
 
     /// Completes the file; durable when it returns, except for its name. `None` when there was no entry.
     pub(crate) fn finish(mut self) -> io::Result<Option<SegmentRow>> {
         if let Some(block) = self.block.take() {
-            self.end_block(block)?;
+            self.end_block(block);
         }
         let (Some(low), Some(high)) = (self.footer.runs.first(), self.footer.runs.last()) else {
             return Ok(None);
