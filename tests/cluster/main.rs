@@ -108,6 +108,14 @@ impl Cluster {
     fn signal(&self, name: &str, signal: &str) -> Result<()> {
         let id = self.process(name)?;
         ensure!(Command::new("kill").args([signal, &id]).status()?.success(), "kill {signal} {id}");
+        if signal == "-STOP" {
+            // A process that had no core when it was signalled stops when it gets one.
+            again(|| {
+                let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+                ensure!(stat.contains(") T "), "{id} runs on");
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 }
