@@ -118,11 +118,11 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Bytes whose CRC32C is known from a pass over them.
+    /// Bytes whose CRC32C, which `crc` tells, is known from a pass over them. It is not asked about short ones: they cost less to sum than to
+    /// reckon with.
     #[must_use]
-    pub fn summed(bytes: Bytes, crc: u32) -> Self {
-        // Short ones cost less to sum than to reckon with.
-        let crc = (bytes.len() >= PASS_BELOW).then_some(crc);
+    pub fn summed(bytes: Bytes, crc: impl FnOnce() -> u32) -> Self {
+        let crc = (bytes.len() >= PASS_BELOW).then(crc);
         Self { bytes, crc }
     }
 
@@ -202,7 +202,7 @@ impl Entry {
         let crc = payload.add_to(head).value();
         // The pass was just made.
         let len = payload.len() as u32;
-        let payload = Payload::summed(payload.bytes, head.tail_of(crc, len));
+        let payload = Payload::summed(payload.bytes, || head.tail_of(crc, len));
         Self { id, crc, header, payload }
     }
 
@@ -263,7 +263,7 @@ mod tests {
         for len in [0, 1, PASS_BELOW - 1, PASS_BELOW, 100_000] {
             let bytes: Bytes = (0..len).map(|n| (n * n / 5) as u8).collect();
             let passed = entry(bytes.clone());
-            let known = entry(Payload::summed(bytes.clone(), crc32c(&bytes)));
+            let known = entry(Payload::summed(bytes.clone(), || crc32c(&bytes)));
             assert_eq!(passed, known);
             assert!(passed.verify(LedgerId(1)) && !passed.verify(LedgerId(2)));
             // As it comes from elsewhere: nothing is known of its bytes.

@@ -129,8 +129,8 @@ fn summed(parts: &MessageParts) -> Payload {
     let entry = parts.entry();
     match (parts.checksum(), entry.split_at_checked(CHECKSUM_BLOCK)) {
         (Some(checksum), Some((block, rest))) => {
-            let crc = Crc32c::new().update(block).append(checksum, rest.len() as u32);
-            Payload::summed(entry.clone(), crc.value())
+            let crc = || Crc32c::new().update(block).append(checksum, rest.len() as u32).value();
+            Payload::summed(entry.clone(), crc)
         }
         _ => entry.clone().into(),
     }
