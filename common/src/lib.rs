@@ -14,6 +14,7 @@
 //! | [`lane`] | threads of a lower priority, for what no acknowledgement waits for |
 //! | [`watermark`], [`budget`], [`retry`] | progress that only moves forward, byte budgets, backoff |
 //! | [`checksum`] | CRC32C over several slices |
+//! | [`ports`] | free ports for processes that come back on the same one |
 //! | [`copies`] | counts payload bytes that are copied, for tests |
 
 pub mod budget;
@@ -28,6 +29,7 @@ pub mod lane;
 pub mod metadata;
 pub mod museum;
 pub mod names;
+pub mod ports;
 pub mod retry;
 pub mod rng;
 pub mod tasks;

@@ -1,4 +1,5 @@
 """A real server process that can be killed and started again on the same ports and data directory."""
+import random
 import re
 import signal
 import socket
@@ -6,10 +7,29 @@ import subprocess
 import time
 
 
+def outgoing():
+    """First of the ports that outgoing connections take: one of theirs may be gone when its server comes back."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as given:
+            return int(given.read().split()[0])
+    except (OSError, ValueError):
+        return 32768
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback below those, or any where the kernel leaves none below."""
+    first, end = 10000, outgoing()
+    tried = random.sample(range(first, end), 200) if end >= first + 1000 else []
+    for port in [*tried, 0]:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise RuntimeError("the loopback has no free port")
 
 
 class Server:

@@ -110,7 +110,10 @@ pub(crate) async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListene
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => failure::coded(
             Code::PORT_IN_USE,
-            format_args!("cannot listen on {address}: another server is there; stop it or take another port, 0 for any free one"),
+            format_args!(
+                "cannot listen on {address}: another server is there, or a connection of this machine holds the port; \
+                 end it or take another port, 0 for any free one"
+            ),
         ),
         _ => failure::coded(
             Code::CONFIG_INVALID,

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // real files, processes and clocks: this is the other side of the seam
 
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,11 +61,6 @@ pub struct LocalEtcd {
     child: Option<Child>,
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
-}
-
 impl LocalEtcd {
     /// Starts one member and waits until it listens.
     ///
@@ -95,10 +90,10 @@ impl LocalEtcd {
     fn begin(binary: &Path, tls: bool) -> Self {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let ports = (free_port(), free_port());
-        let dir = parent.join(format!("geminga-etcd-{}-{}", std::process::id(), ports.0));
+        let [clients, peers] = crate::ports::free().expect("the loopback has free ports");
+        let dir = parent.join(format!("geminga-etcd-{}-{}", std::process::id(), clients));
         std::fs::create_dir_all(&dir).expect("a directory for etcd");
-        let mut etcd = Self { binary: binary.to_owned(), dir, ports, tls, child: None };
+        let mut etcd = Self { binary: binary.to_owned(), dir, ports: (clients, peers), tls, child: None };
         if tls {
             etcd.certify();
         }

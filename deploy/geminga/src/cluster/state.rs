@@ -1,8 +1,8 @@
 //! What the directory of a cluster says: `cluster.json`, replaced as a whole.
 
 use anyhow::{Context as _, Result};
+use geminga_common::ports;
 use serde::{Deserialize, Serialize};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 /// Layout of `cluster.json`.
@@ -47,17 +47,6 @@ pub(super) struct Cluster {
     pub(super) config: Option<PathBuf>,
 }
 
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    // All are held until all are known, so that none comes twice.
-    let listeners: Vec<TcpListener> =
-        (0..N).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<std::io::Result<_>>()?;
-    let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
-}
-
 /// Where a process logs.
 pub(super) fn log(dir: &Path, name: &str) -> PathBuf {
     dir.join("logs").join(format!("{name}.log"))
@@ -84,10 +73,10 @@ impl Cluster {
     pub(super) fn new(dir: &Path, bookies: u16, pulsar_port: u16, http_port: u16) -> Result<Self> {
         let process =
             |name: String, kind, port, second_port| Process { name, kind, port, second_port, running: None };
-        let [clients, peers, any_pulsar, any_http] = free_ports()?;
+        let [clients, peers, any_pulsar, any_http] = ports::free()?;
         let mut processes = vec![process("etcd".into(), Kind::Etcd, clients, peers)];
-        let ports = free_ports::<9>()?;
-        for (n, port) in ports.into_iter().take(usize::from(bookies)).enumerate() {
+        let of_bookies = ports::free::<9>()?;
+        for (n, port) in of_bookies.into_iter().take(usize::from(bookies)).enumerate() {
             processes.push(process(format!("bookie-{n}"), Kind::Bookie, port, 0));
         }
         let or = |port, any| if port == 0 { any } else { port };
