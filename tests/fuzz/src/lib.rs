@@ -9,6 +9,7 @@
 //! | [`formats`] | the bookie's bytes on disk: journal batches, segments, footers, rows, identity |
 //! | [`store`] | a whole store that was written well and then damaged, opened and read |
 //! | [`rpc`] | packed tables and control calls between brokers and bookies, both ways |
+//! | [`objects`] | objects of tiering: blocks, footers, and whole ones that were damaged |
 //! | [`records`] | ledger, topic, cursor and namespace records in metadata and logs |
 //!
 //! - [`alloc`]: the allocator that ends the run when bytes make a decoder allocate beyond its limit
@@ -19,6 +20,7 @@ pub mod formats;
 pub mod frames;
 pub mod messages;
 pub mod names;
+pub mod objects;
 pub mod records;
 pub mod rpc;
 pub mod seed;

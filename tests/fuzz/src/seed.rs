@@ -17,6 +17,9 @@ use geminga_broker::namespace::{Policies, Tenant, TopicRecord, encode};
 use geminga_common::ids::{
     BookieId, EntryId, Incarnation, LedgerId, MessageIndex, OwnerEpoch, Term, TopicId,
 };
+use geminga_offload::format::TRAILER_LEN;
+use geminga_offload::format::block::BLOCK_HEADER_LEN;
+use geminga_offload::format::footer::{Footer, Trailer};
 use geminga_proto::bookie as wire_bookie;
 use geminga_proto::encode::{encode_command, encode_with_payload};
 use geminga_proto::packed::Packed;
@@ -30,6 +33,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+/// A whole object of tiering, hex.
+const OBJECT: &str = include_str!("../../../broker/offload/src/format/golden.txt");
 /// One format per line, `name: hex`.
 const GOLDEN: &str = include_str!("../../../bookie/src/format/golden.txt");
 
@@ -46,6 +51,7 @@ pub fn write(corpus: &Path) {
         ("names", names()),
         ("records", records()),
         ("formats", formats()),
+        ("objects", objects()),
         ("rpc", rpc()),
         ("store", noise(12, 60)),
         ("session", noise(16, 300)),
@@ -331,6 +337,27 @@ fn rpc() -> Seeds {
 }
 
 /// Scripts are read as choices: any bytes are one. The same ones each time.
+fn objects() -> Seeds {
+    let digits = OBJECT.trim().as_bytes().chunks_exact(2);
+    let digit =
+        |pair: &[u8]| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let object: Vec<u8> = digits.map(|pair| digit(pair).expect("two hex digits")).collect();
+    let trailer = Trailer::open(&object).expect("the golden object is sound");
+    let mut footer = object[trailer.footer_offset as usize..object.len() - TRAILER_LEN].to_vec();
+    let index = Footer::open(&footer, &trailer).expect("the golden object is sound");
+    (footer[12], footer[13]) = (index.rows.len() as u8, trailer.ledger.0 as u8);
+    let mut seeds = noise(12, 200);
+    for (nth, row) in index.rows.iter().enumerate() {
+        let block = &object[row.offset as usize..row.range().end as usize];
+        // Not compressed, first id, count, lengths that the target reckons, body.
+        let head = [&[0], &block[8..16], &block[16..18], &[0; 5]].concat();
+        seeds.push((format!("block-{nth}"), kind(1, &[&head, &block[BLOCK_HEADER_LEN..]].concat())));
+    }
+    seeds.push(("footer".to_owned(), kind(2, &footer)));
+    seeds.push(("object".to_owned(), kind(0, &object)));
+    seeds
+}
+
 fn noise(count: usize, len: usize) -> Seeds {
     let mut state = 1_u64;
     let mut byte = || {

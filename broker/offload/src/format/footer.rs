@@ -168,7 +168,9 @@ impl Footer {
                 return Err(FormatError::Inconsistent("rows of the index do not follow each other"));
             }
             at = row.range().end;
-            first = row.first.0 + 1;
+            let next = row.first.0.checked_add(1);
+            first =
+                next.ok_or(FormatError::Inconsistent("a row of the index begins with an impossible entry"))?;
         }
         if at != trailer.footer_offset || self.rows.is_empty() || self.entries < first {
             return Err(FormatError::Inconsistent("blocks do not fill the object"));

@@ -115,6 +115,19 @@ fn every_cut_is_noticed() {
 }
 
 #[test]
+fn an_index_of_impossible_entries_is_refused() {
+    let (mut footer, _) = open(&object(&[sourced(0, b"a"), sourced(1, b"b")], 1, Compression::None)).unwrap();
+    let end = footer.rows.last().unwrap().range().end;
+    let refused = |footer: &Footer| {
+        let (bytes, _) = footer.seal(end);
+        Footer::open(&bytes[..bytes.len() - TRAILER_LEN], &Trailer::open(&bytes).unwrap()).is_err()
+    };
+    assert!(!refused(&footer));
+    footer.rows[1].first = EntryId(u64::MAX);
+    assert!(refused(&footer), "no entry can follow it");
+}
+
+#[test]
 fn a_ledger_that_is_not_whole_is_no_object() {
     let closed = Closed { entries: 2, length: 2 * 32 + 2 };
     let mut writer = ObjectWriter::new(attributes(), closed, 1 << 20, Compression::None);
