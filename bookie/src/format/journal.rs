@@ -129,9 +129,10 @@ impl Record {
     }
 }
 
-/// Id, checksum, header and payload, the payload as a slice of `whole`; shared with segments.
+/// Id, checksum, header and payload, the payload as a slice of `whole`; shared with segments. The highest number is no id: ids
+/// are stored plus one elsewhere.
 pub(crate) fn decode_entry(f: &mut Fields<'_>, whole: &Bytes) -> Option<Entry> {
-    let (id, crc) = (EntryId(f.u64()?), f.u32()?);
+    let (id, crc) = (f.u64().filter(|id| *id < u64::MAX).map(EntryId)?, f.u32()?);
     let header = Header::decode(&f.array()?).ok()?;
     let len = f.u32()? as usize;
     let payload = whole.slice_ref(f.take(len)?);

@@ -245,6 +245,18 @@ fn checksums_of_long_payloads_are_those_of_their_bytes() {
 }
 
 #[test]
+fn the_highest_number_is_no_id() {
+    for (id, read) in [(u64::MAX - 1, true), (u64::MAX, false)] {
+        let record = Record::Add { ledger: LedgerId(7), entry: entry(7, id, b"x") };
+        let mut out = vec![0; journal::batch_len(record.len())];
+        let head = BatchHead { generation: 7, seq: 8, durable: 6 };
+        journal::encode_batch(&mut out, 0x1122, head, std::slice::from_ref(&record), record.len());
+        let body = Bytes::copy_from_slice(&out[journal::BATCH_HEADER..journal::BATCH_HEADER + record.len()]);
+        assert_eq!(journal::decode_records(&body, 1).is_some(), read, "{id}");
+    }
+}
+
+#[test]
 fn a_payload_that_changed_after_its_check_is_not_sealed_as_good() {
     let mut bad = entry(7, 0, &[3; 9000]);
     bad.payload = vec![4; 9000].into();

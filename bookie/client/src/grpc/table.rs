@@ -225,6 +225,10 @@ impl<'a> Rows<'a> {
     fn entry(&mut self) -> Result<Result<Entry, EntryId>, TableError> {
         let row = self.row()?;
         let id = EntryId(word(row, 0));
+        if id.0 == u64::MAX {
+            // No ledger is that long, and ids are stored plus one.
+            return Err(TableError::Row(self.read));
+        }
         let payload = self.bytes(half(row, 40))?;
         let header: &[u8; HEADER_LEN] = row[8..8 + HEADER_LEN].try_into().expect("the header's length");
         Ok(match Header::decode(header) {

@@ -120,6 +120,13 @@ fn a_count_without_rows_costs_nothing() {
 }
 
 #[test]
+fn the_highest_number_is_no_id() {
+    let good = two();
+    assert!(received(changed(&good, HEAD + ROW, &(u64::MAX - 1).to_le_bytes())).is_ok());
+    assert_eq!(received(changed(&good, HEAD + ROW, &[0xff; 8])), Err(TableError::Row(2)));
+}
+
+#[test]
 fn an_entry_of_an_unknown_kind_is_refused_alone() {
     let kind = HEAD + ROW + 8 + 1;
     let (_, adds) = received(changed(&two(), kind, &[77])).unwrap();
