@@ -24,6 +24,8 @@
 mod broker;
 mod calls;
 mod check;
+#[path = "../checkpoint/mod.rs"]
+mod checkpoint;
 mod controller;
 mod damage;
 mod faults;

@@ -1,8 +1,8 @@
 //! The museum in SIM0: every mutant is caught, and by a promise rather than by chance. `GEMINGA_MUSEUM_RUNS=10` prints the table of the
 //! room's README: median of the seeds it took, over that many base seeds. `GEMINGA_MUSEUM_CHECKPOINT=file` keeps the runs that are done.
 
+use crate::checkpoint::replace;
 use crate::run;
-use crate::totals::replace;
 use geminga_bookie::mutant::Mutant as StoreMutant;
 use geminga_bookie_client::mutant::Mutant;
 use geminga_common::museum;
