@@ -12,7 +12,7 @@ impl Log {
     /// Begins to keep what is logged; what was logged before is not there.
     pub(crate) fn kept() -> &'static Self {
         static LOG: LazyLock<Log> = LazyLock::new(|| {
-            let log = tracing_subscriber::fmt().with_writer(|| Log::kept()).with_ansi(false);
+            let log = tracing_subscriber::fmt().with_writer(Log::kept).with_ansi(false);
             tracing::subscriber::set_global_default(log.finish()).expect("nobody else reads the log");
             Log::default()
         });
