@@ -32,6 +32,10 @@ pub enum Mutant {
     ProgressAsLac,
     /// A store that lost data is let go of without asking whether others hold what it holds.
     ReleaseUnchecked,
+    /// What a slow bookie acknowledged above the LAC counts for the one that takes its place.
+    SlowKeepsAcks,
+    /// What a slow bookie lacks when another takes its place is not recorded for repair.
+    SlowOwesNothing,
     /// In a degraded ensemble entries wait for the vacant slot: the window counts from LAFR, which stands still (storage.md 1.6).
     WindowFromLafr,
 }

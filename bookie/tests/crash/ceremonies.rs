@@ -53,7 +53,7 @@ pub(crate) fn large_flush(report: &mut Report) {
     config.journal_file_size_first = 4 << 20;
     let start = SimDisk::new();
     let mut run = Run::new(start.fork(), config.clone(), 1);
-    for ids in (0..2600).collect::<Vec<u64>>().chunks(100) {
+    for ids in (0..5600).collect::<Vec<u64>>().chunks(100) {
         run.add(1, ids);
         run.steps.write_all();
     }

@@ -7,6 +7,8 @@
 
 mod ceremonies;
 mod check;
+#[path = "../checkpoint/mod.rs"]
+mod checkpoint;
 mod crashes;
 mod damage;
 #[cfg(feature = "museum")]
@@ -18,7 +20,6 @@ use check::open;
 use crashes::crashes;
 use damage::{damage, unlisted_files_stay, unparsed_segments_stay};
 use geminga_bookie::{Config, Figures};
-use geminga_common::disk::Disk;
 use geminga_common::disk::sim::SimDisk;
 use std::collections::BTreeMap;
 use workload::{Asked, Run, What, config, sharded};
@@ -118,8 +119,8 @@ fn enumerate(config: &Config, target: u64, mut seed: u64, fault: Option<Fault>) 
 #[test]
 fn no_crash_loses_what_was_acknowledged() {
     let target = std::env::var("GEMINGA_CRASH_STATES").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
-    let checkpoint = std::env::var("GEMINGA_CRASH_CHECKPOINT").ok();
-    let seed = checkpoint.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+    let kept = std::env::var("GEMINGA_CRASH_CHECKPOINT").ok();
+    let seed = kept.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
     let (mut states, mut seed) = (0, seed.unwrap_or(1));
     let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
     while states < target {
@@ -127,21 +128,11 @@ fn no_crash_loses_what_was_acknowledged() {
         assert!(report.violations.is_empty(), "{:#?}", report.violations);
         (states, seed) = (states + report.states, next);
         report.kinds.iter().for_each(|(kind, n)| *kinds.entry(kind).or_default() += n);
-        if let Some(file) = &checkpoint {
-            let disk = geminga_common::disk::RealDisk;
-            write_checkpoint(&disk, std::path::Path::new(file), seed);
+        if let Some(file) = &kept {
+            checkpoint::replace(std::path::Path::new(file), &seed.to_string());
         }
     }
     println!("figure: crash states {states}, violations 0, next seed {seed}, kinds {kinds:?}");
-}
-
-fn write_checkpoint(disk: &dyn Disk, path: &std::path::Path, seed: u64) {
-    let new = path.with_extension("new");
-    let _absent = disk.remove(&new);
-    let file = disk.open(&new, geminga_common::disk::OpenMode::CreateNew).unwrap();
-    file.write_all_at(seed.to_string().as_bytes(), 0).unwrap();
-    file.sync_data().unwrap();
-    disk.rename(&new, path).unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Three nodes, a metadata store and a ledger client: what a writer was told is durable is read back byte for byte, whichever
 //! node dies meanwhile.
 
+use crate::log::{Log, number};
 use crate::nodes::{config, metadata, parts};
 use crate::support::{CLUSTER, Mode, Proxy, id};
 use bytes::Bytes;
@@ -208,9 +209,21 @@ async fn publish_until(open: &mut Open, met: impl Fn(&LedgerView) -> bool) {
     }
 }
 
+/// The line of the verdict: which bookie, how slow against what, for how long it is avoided, and what to do.
+fn told_who_is_slow(log: &Log) {
+    let lines = log.lines(&["GM-3020"]);
+    let [line] = &lines[..] else { panic!("one verdict, one line: {lines:?}") };
+    assert!(line.contains("WARN") && line.contains("bookie=b1"), "{line}");
+    let of = |field| number(line, field).unwrap_or_else(|| panic!("no {field}: {line}"));
+    let (latency, limit) = (of("latency_us"), of("limit_us"));
+    assert!((50_000..3_000_000).contains(&latency) && (5000..latency).contains(&limit), "{line}");
+    assert_eq!(of("avoided_s"), 60, "{line}");
+    assert!(line.contains("look at its disk, load and network"), "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_ledger_leaves_a_slow_bookie_once_there_is_another_and_for_good() {
-    let (dir, metadata) = (tempfile::tempdir().unwrap(), metadata());
+    let (log, dir, metadata) = (Log::kept(), tempfile::tempdir().unwrap(), metadata());
     let start = |name: &'static str| Node::start(config(name, dir.path()), parts(&metadata));
     let nodes = [start("b1").await.unwrap(), start("b2").await.unwrap(), start("b3").await.unwrap()];
     let direct = client(&metadata).await;
@@ -231,6 +244,7 @@ async fn an_open_ledger_leaves_a_slow_bookie_once_there_is_another_and_for_good(
     // One of exactly three is slow: it gets its verdict, and stays.
     proxy.set(Mode::Slow(Duration::from_millis(300)));
     publish_until(&mut open, |_| writing.placement.slow_verdicts() == 1).await;
+    told_who_is_slow(log);
     let since = tokio::time::Instant::now();
     publish_until(&mut open, |_| since.elapsed() > Duration::from_secs(6)).await;
     assert!(holders(&open.writer.view()).contains(&"b1"));
@@ -243,6 +257,9 @@ async fn an_open_ledger_leaves_a_slow_bookie_once_there_is_another_and_for_good(
     publish_until(&mut open, |_| since.elapsed() > Duration::from_secs(6)).await;
     let view = open.writer.view();
     assert!(!holders(&view).contains(&"b1"));
+    let left = log.lines(&["open ledger leaves a slow bookie", "slow=b1", "by=b4"]);
+    assert_eq!(left.len(), 1, "who left for whom: {left:?}");
+    assert_eq!(log.lines(&["GM-3020"]).len(), 1, "one line for one verdict, however long it stands");
     assert_eq!((view.fragments.len(), writing.placement.slow_verdicts()), (2, 1), "no flapping");
     read_all(&direct, &view, open.sent).await;
 

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod edge;
+mod log;
 mod nodes;
 mod support;
 mod transport;

@@ -8,6 +8,7 @@ use crate::ledger::{
 };
 use crate::meta::{EPOCH, MetaOp, MetaReply, OWNER, TOPIC, Topic, keys, tombstone, watermark_of};
 use crate::plan::{MS, SECOND, Us};
+use crate::slow::Told;
 use crate::world::{Cx, Inbox};
 use crate::writer::{Event, Shell};
 use bytes::Bytes;
@@ -418,6 +419,8 @@ impl Owner {
             readmit_due: false,
             readmit_after: SECOND,
             planned: None,
+            slow_told: Told::default(),
+            leaving_slow: false,
             sent: VecDeque::new(),
         };
         shell.arm_readmission();

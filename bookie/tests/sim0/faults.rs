@@ -70,6 +70,7 @@ impl World {
                 self.meta_down = self.now + 500 * MS + self.rng.below(8 * SECOND);
             }
             Fault::MetaRestore => self.restore_meta(),
+            Fault::SlowVerdict => self.find_slow(node),
             Fault::Stray => {
                 self.inject("stray recovery");
                 self.check.stray_wanted += 1;

@@ -9,6 +9,7 @@
 //! | `meta` | metadata, topic record |
 //! | `broker`, `writer`, `ledger`, `controller`, `repair` | the processes: owner of a topic, ledger protocol, deletion, repair |
 //! | `faults` | what strikes, within the damage that quorums promise to survive |
+//! | `slow` | verdicts over who is slow, and writers that leave who is |
 //! | `damage` | how much may be lost for good, by the budget of S1 |
 //! | `check` | the observer: I1–I20 as far as their parts exist |
 //! | `run` | one seed: faults, healing, liveness, everything read back |
@@ -24,6 +25,8 @@
 mod broker;
 mod calls;
 mod check;
+#[path = "../checkpoint/mod.rs"]
+mod checkpoint;
 mod controller;
 mod damage;
 mod faults;
@@ -36,6 +39,7 @@ mod plan;
 mod repair;
 mod rpc;
 mod run;
+mod slow;
 mod totals;
 mod trace;
 mod world;

@@ -1,8 +1,8 @@
 //! The museum in SIM0: every mutant is caught, and by a promise rather than by chance. `GEMINGA_MUSEUM_RUNS=10` prints the table of the
 //! room's README: median of the seeds it took, over that many base seeds. `GEMINGA_MUSEUM_CHECKPOINT=file` keeps the runs that are done.
 
+use crate::checkpoint::replace;
 use crate::run;
-use crate::totals::replace;
 use geminga_bookie::mutant::Mutant as StoreMutant;
 use geminga_bookie_client::mutant::Mutant;
 use geminga_common::museum;
@@ -16,7 +16,7 @@ enum Back {
 }
 
 /// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
-const MUSEUM: [(&str, Back, u64, &[&str]); 27] = [
+const MUSEUM: [(&str, Back, u64, &[&str]); 29] = [
     ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
     ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
     ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
@@ -41,6 +41,8 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 27] = [
     ("own", Back::Protocol(Mutant::ProgressAsLac), 20_000, &["I1", "I2", "I15", "S1"]),
     ("own", Back::Protocol(Mutant::WindowFromLafr), 2000, &["I16", "I20"]),
     ("own", Back::Protocol(Mutant::ReleaseUnchecked), 8000, &["I15"]),
+    ("own", Back::Protocol(Mutant::SlowKeepsAcks), 2000, &["I15", "I1"]),
+    ("own", Back::Protocol(Mutant::SlowOwesNothing), 2000, &["I15", "I1"]),
     ("own", Back::Store(StoreMutant::IncarnationKept), 2000, &["I7"]),
     ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),

@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     Stray,
     /// Metadata is restored into a new store: its content stays, its revisions begin anew, and all that used it start again.
     MetaRestore,
+    /// Clients find a bookie slow for a while; its disk may be.
+    SlowVerdict,
 }
 
 pub(crate) const FAULTS: [Fault; 15] = [
@@ -174,6 +176,13 @@ impl Plan {
                 window.faults.push((window.start + rng.below(2 * SECOND), Fault::FileLost));
             }
             self.second_losses = 4;
+        }
+        if rng.below(2) == 0 {
+            for window in &mut self.windows {
+                for _ in 0..rng.below(3) {
+                    window.faults.push((window.start + rng.below(4 * SECOND), Fault::SlowVerdict));
+                }
+            }
         }
         self
     }

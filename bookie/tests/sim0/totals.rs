@@ -1,8 +1,8 @@
 //! What a range of seeds amounted to: summed up, printed, and kept in a file that a later run goes on from.
 
 use crate::check::Seen;
+use crate::checkpoint::replace;
 use crate::run::Report;
-use geminga_common::disk::{Disk, OpenMode, RealDisk};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,16 +21,6 @@ pub(crate) struct Totals {
 
 fn file() -> Option<String> {
     std::env::var("GEMINGA_SIM0_CHECKPOINT").ok()
-}
-
-/// Puts text in the place of a file, whole or not at all.
-pub(crate) fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    let _absent = RealDisk.remove(&new);
-    let out = RealDisk.open(&new, OpenMode::CreateNew).unwrap();
-    out.write_all_at(text.as_bytes(), 0).unwrap();
-    out.sync_data().unwrap();
-    RealDisk.rename(&new, path).unwrap();
 }
 
 impl Totals {

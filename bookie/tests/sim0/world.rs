@@ -106,6 +106,7 @@ pub(crate) struct World {
     /// The reader of the end has read everything.
     pub(crate) finished: bool,
     pub(crate) damage: crate::damage::Damage,
+    pub(crate) slow: crate::slow::Verdicts,
     naps: Vec<Vec<u64>>,
     hinted: Us,
     pub(crate) trace: crate::trace::Trace,
@@ -138,6 +139,7 @@ impl World {
             quiet: false,
             finished: false,
             damage: crate::damage::Damage::new(plan.quorum.ack()),
+            slow: crate::slow::Verdicts::default(),
             naps: vec![Vec::new(); procs],
             hinted: 0,
             trace: crate::trace::Trace::new(verbose),

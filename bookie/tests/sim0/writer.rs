@@ -4,6 +4,7 @@ use crate::calls::{Outcome, Req};
 use crate::damage::Planned;
 use crate::ledger::{Bookies, place, plan, replace};
 use crate::plan::{SECOND, Us};
+use crate::slow::Told;
 use crate::world::{Cx, Inbox};
 use bytes::Bytes;
 use geminga_bookie_client::entry::{Header, Kind};
@@ -41,6 +42,10 @@ pub(crate) struct Shell {
     pub(crate) readmit_after: Us,
     /// The last placement, until its commit begins.
     pub(crate) planned: Option<Planned>,
+    /// What was told about slow bookies when members were last looked at.
+    pub(crate) slow_told: Told,
+    /// The change under way is for a slow member alone.
+    pub(crate) leaving_slow: bool,
     /// Messages sent and not acknowledged, in order.
     pub(crate) sent: VecDeque<(EntryId, u64, Bytes)>,
 }
@@ -74,6 +79,7 @@ impl Shell {
                 if let ChangeOutcome::Lost(Some(_)) = outcome {
                     self.cx.check(|c| c.seen.rebased += 1);
                 }
+                self.left_slow(&outcome);
                 self.state.on_change(outcome, &mut self.effects);
             }
             Event::Readmit(_) => {
@@ -82,6 +88,7 @@ impl Shell {
             }
             _ => {}
         }
+        self.leave_slow();
         self.carry_out();
         if self.state.vacant().len() < vacant {
             self.cx.check(|c| c.seen.readmissions += 1);

@@ -28,11 +28,13 @@ pub(crate) struct Seen {
     pub(crate) repaired: u64,
     pub(crate) copied: u64,
     pub(crate) faults: u64,
+    pub(crate) slow_verdicts: u64,
+    pub(crate) slow_left: u64,
 }
 
 impl Seen {
     /// Names and numbers, in one order.
-    pub(crate) fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
+    pub(crate) fn fields(&mut self) -> [(&'static str, &mut u64); 13] {
         [
             ("acknowledged", &mut self.acked),
             ("reads", &mut self.reads),
@@ -45,6 +47,8 @@ impl Seen {
             ("repairs", &mut self.repaired),
             ("copied", &mut self.copied),
             ("faults", &mut self.faults),
+            ("slow-verdicts", &mut self.slow_verdicts),
+            ("slow-members-left", &mut self.slow_left),
         ]
     }
 }

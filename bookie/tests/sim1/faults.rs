@@ -108,6 +108,10 @@ impl Faults {
                 let end = self.until(now, 4000);
                 self.ends.push((end, End::FastDisk(number)));
             }
+            Fault::SlowBookie => {
+                self.sim.machines.lock()[number].slow = true;
+                self.ends.push((Duration::MAX, End::FastDisk(number)));
+            }
             Fault::OwnerCrash => {
                 let owner = format!("o{}", self.rng.below(self.sim.plan.owners as u64));
                 if turmoil.is_host_running(owner.as_str()) {

@@ -29,6 +29,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test
 
 mod check;
+#[path = "../checkpoint/mod.rs"]
+mod checkpoint;
 mod client;
 mod faults;
 mod judge;

@@ -24,6 +24,8 @@ struct Owner {
     rng: Rng,
     /// Appends of this process so far: no two payloads are the same.
     appended: u64,
+    /// Bookies its client found slow so far.
+    verdicts: u64,
 }
 
 /// An open ledger of one's own, as far as one knows.
@@ -37,7 +39,7 @@ pub(crate) async fn owner(sim: Arc<Sim>, number: usize) -> turmoil::Result {
     let tasks = TaskGroup::new();
     let client = Client::new(&sim, &format!("o{number}"), &tasks).await;
     let rng = sim.rng();
-    let mut owner = Owner { sim, number, client, rng, appended: 0 };
+    let mut owner = Owner { sim, number, client, rng, appended: 0, verdicts: 0 };
     let mut patience = if number == 0 { 0 } else { 1000 + owner.rng.below(4000) };
     loop {
         sleep(Duration::from_millis(patience)).await;
@@ -177,14 +179,34 @@ impl Owner {
             let mean = self.sim.plan.turn.as_micros() as u64;
             let until = Instant::now() + Duration::from_micros(mean / 2 + self.rng.below(mean));
             while let Ok(Some(event)) = tokio::time::timeout_at(until, session.events.recv()).await {
-                session.writer.on_event(event);
+                self.happened(session, event);
             }
         }
     }
 
+    /// An event of the writer's; tells the observer when it has the ledger leave a bookie that is under a verdict.
+    fn happened(&self, session: &mut Session, event: WriterEvent) {
+        let slow = self.client.rpc.health().slow(Instant::now());
+        let members = |session: &Session| {
+            let fragments = session.writer.view().fragments;
+            let last = fragments.last().map(|fragment| fragment.ensemble.clone()).unwrap_or_default();
+            last.into_iter().flatten().filter(|bookie| slow.contains(&bookie.id)).count()
+        };
+        let before = if slow.is_empty() { 0 } else { members(session) };
+        session.writer.on_event(event);
+        if before > 0 && members(session) < before {
+            let (number, id) = (self.number, session.writer.ledger());
+            self.sim.note(|| format!("{id} of o{number} leaves a bookie that is slow: {slow:?}"));
+            self.sim.check.lock().seen.slow_left += 1;
+        }
+    }
+
     /// Tells the observer what is acknowledged.
-    fn look(&self, session: &mut Session) -> geminga_bookie_client::ledgers::Progress {
+    fn look(&mut self, session: &mut Session) -> geminga_bookie_client::ledgers::Progress {
         let progress = session.writer.progress();
+        let verdicts = self.client.rpc.health().verdicts();
+        self.sim.check.lock().seen.slow_verdicts +=
+            verdicts - std::mem::replace(&mut self.verdicts, verdicts);
         let ledger = session.writer.ledger();
         if let Some(lac) = progress.lac {
             let news = self.sim.check.lock().acknowledged(ledger, lac);
@@ -208,7 +230,7 @@ impl Owner {
                 return true;
             }
             match tokio::time::timeout_at(until, session.events.recv()).await {
-                Ok(Some(event)) => drop(session.writer.on_event(event)),
+                Ok(Some(event)) => self.happened(session, event),
                 Ok(None) | Err(_) => return false,
             }
         }

@@ -38,6 +38,8 @@ pub(crate) enum Fault {
     SlowLink,
     /// Metadata fails or answers nothing for a while, for everybody.
     Metadata,
+    /// A bookie's disk is a hundred times slower until the healing: long enough to be found out.
+    SlowBookie,
 }
 
 const FAULTS: [Fault; 14] = [
@@ -91,8 +93,7 @@ impl Plan {
                 faults.push((Duration::from_millis(500 + rng.below(heal.as_millis() as u64 - 500)), fault));
             }
         }
-        faults.sort_by_key(|(at, _)| *at);
-        Self {
+        let mut plan = Self {
             quorum,
             bookies: e as usize + spares,
             owners: 2,
@@ -103,6 +104,12 @@ impl Plan {
             meta_unknown: if rng.below(2) == 0 { rng.below(150) } else { 0 },
             faults,
             heal,
+        };
+        // What joined later is drawn last: the rest of a seed's plan stays what it was.
+        if rng.below(3) == 0 {
+            plan.faults.push((Duration::from_millis(500 + rng.below(1500)), Fault::SlowBookie));
         }
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan
     }
 }

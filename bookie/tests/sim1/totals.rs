@@ -1,7 +1,8 @@
 //! What many seeds amounted to. Each runs in a process of its own, two at a time; every hundredth runs twice, and both must be the same.
 
 use crate::check::Seen;
-use std::path::{Path, PathBuf};
+use crate::checkpoint::replace;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 /// Processes at a time.
@@ -49,14 +50,6 @@ fn field(line: &str, name: &str) -> u64 {
     let wanted = format!("{name}=");
     let word = line.split(' ').find_map(|word| word.strip_prefix(wanted.as_str()));
     word.and_then(|word| word.parse().ok()).unwrap_or_default()
-}
-
-/// Replaces a file as a whole: a run that is stopped meanwhile leaves the old one.
-#[allow(clippy::disallowed_methods)] // a checkpoint of a test
-fn replace(file: &Path, text: &str) {
-    let beside = file.with_extension("new");
-    std::fs::write(&beside, text).expect("the checkpoint can be written");
-    std::fs::rename(&beside, file).expect("the checkpoint can be replaced");
 }
 
 impl Totals {

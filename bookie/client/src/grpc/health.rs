@@ -28,6 +28,8 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How long a first verdict stands, and the longest that one does.
 const HOLD_FIRST: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(3600);
+/// How old the median may be that answers are held against.
+const TICK: Duration = Duration::from_millis(100);
 /// A new sample weighs one part in this many.
 const WEIGHT: u32 = 16;
 
@@ -108,6 +110,8 @@ struct Verdict {
 #[derive(Debug, Default)]
 struct Tracks {
     all: BTreeMap<BookieId, Track>,
+    /// The median of all when it was last reckoned, and when that was.
+    median: Option<(Instant, Option<Duration>)>,
     /// When somebody was last told that verdicts stand.
     told: Option<Instant>,
 }
@@ -176,25 +180,36 @@ impl Health {
 impl Tracks {
     /// Compares a bookie that has just answered, and passes a verdict if it is due.
     fn judge(&mut self, bookie: &BookieId, now: Instant) -> Option<Verdict> {
-        let median = median(&self.all, now)?;
-        let (most, slow) = ((self.all.len() / 10).max(1), |track: &&Track| track.is_slow(now));
-        let room = self.all.values().filter(slow).count() < most;
-        let slower = |mean| {
-            let waits = |(id, track): (&BookieId, &Track)| {
-                id != bookie && track.is_above(now) && !track.is_slow(now) && track.mean > mean
-            };
-            self.all.iter().any(waits)
-        };
-        let first = room && self.all.get(bookie).is_some_and(|track| !slower(track.mean));
+        let median = self.median(now)?;
         let track = self.all.get_mut(bookie)?;
         track.compare(median, now);
-        if !first || track.is_slow(now) || !track.is_above(now) {
+        if track.is_slow(now) || !track.is_above(now) {
             return None;
         }
+        let mean = track.mean;
+        let most = (self.all.len() / 10).max(1);
+        let room = self.all.values().filter(|track| track.is_slow(now)).count() < most;
+        let waits = |track: &Track| track.is_above(now) && !track.is_slow(now) && track.mean > mean;
+        if !room || self.all.values().any(waits) {
+            return None;
+        }
+        let track = self.all.get_mut(bookie)?;
         track.row = track.row.saturating_add(1);
         let hold = track.hold();
         track.until = Some(now + hold);
-        Some(Verdict { mean: track.mean, limit: (median * FACTOR).max(FLOOR), hold })
+        Some(Verdict { mean, limit: (median * FACTOR).max(FLOOR), hold })
+    }
+
+    /// The median of all, not older than a tick: what every answer is held against need not be reckoned for every answer.
+    fn median(&mut self, now: Instant) -> Option<Duration> {
+        if let Some((reckoned, median)) = self.median
+            && now.saturating_duration_since(reckoned) < TICK
+        {
+            return median;
+        }
+        let median = median(&self.all, now);
+        self.median = Some((now, median));
+        median
     }
 }
 

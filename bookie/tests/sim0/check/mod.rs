@@ -75,10 +75,14 @@ pub(crate) struct Seen {
     pub(crate) fetched: u64,
     pub(crate) let_go: u64,
     pub(crate) promotions: u64,
+    pub(crate) slow_left: u64,
+    pub(crate) slow_left_in_flight: u64,
+    pub(crate) slow_owed: u64,
+    pub(crate) slow_kept: u64,
 }
 
 impl Seen {
-    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 22] {
+    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 26] {
         [
             ("acked", &mut self.acked),
             ("ledgers", &mut self.ledgers),
@@ -102,6 +106,10 @@ impl Seen {
             ("entries fetched by bookies", &mut self.fetched),
             ("stores let go of", &mut self.let_go),
             ("promotions", &mut self.promotions),
+            ("slow members left", &mut self.slow_left),
+            ("slow members left with entries in flight", &mut self.slow_left_in_flight),
+            ("slow members left owing copies", &mut self.slow_owed),
+            ("slow members kept for want of another", &mut self.slow_kept),
         ]
     }
 }

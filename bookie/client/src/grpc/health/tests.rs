@@ -99,3 +99,20 @@ fn a_verdict_is_told_when_it_comes_and_again_while_it_stands() {
     run(&health, now, 10, &[2, 2, 40]);
     assert_eq!((health.told(), health.verdicts()), (3, 1));
 }
+
+#[test]
+fn the_median_is_reckoned_once_a_tick_and_not_for_every_answer() {
+    let (health, start) = (Health::default(), Instant::now());
+    run(&health, start, 1, &[2, 2, 2]);
+    let reckoned = || health.tracks.lock().median;
+    let at = start + Duration::from_secs(1);
+    health.answered(&id(0), Duration::from_millis(2), at);
+    assert_eq!(reckoned(), Some((at, Some(Duration::from_millis(2)))));
+    for n in 0..1000 {
+        health.answered(&id(n % 3), Duration::from_millis(80), at + TICK / 2);
+    }
+    assert_eq!(reckoned(), Some((at, Some(Duration::from_millis(2)))), "the tick is not over");
+    health.answered(&id(0), Duration::from_millis(80), at + TICK);
+    let (when, median) = reckoned().unwrap();
+    assert!(when == at + TICK && median > Some(Duration::from_millis(70)), "{median:?}");
+}

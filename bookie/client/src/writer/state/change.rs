@@ -2,6 +2,7 @@
 
 use super::{Change, ChangeOutcome, Effect, Pending, Slot, State, Status};
 use crate::ledgers::AppendError;
+use crate::mutant::{Mutant, active};
 use crate::quorum::SlotSet;
 use crate::record::{Fragment, LedgerRecord, LedgerState, RepairRange};
 use crate::rpc::BookieRef;
@@ -40,7 +41,11 @@ impl State {
             self.complete(out);
             return;
         }
-        let repair = self.repair_with(planned.vacant());
+        let mut repair = self.repair_with(planned.vacant());
+        let worse = self.failed.or(self.vacant());
+        if active(Mutant::SlowOwesNothing) && replaced.minus(worse) == replaced {
+            repair.retain(|range| self.record.repair.contains(range));
+        }
         let record =
             LedgerRecord { fragments: fragments.clone(), repair: repair.clone(), ..self.record.clone() };
         self.change = Some(Change::Committing { fragments, repair, replaced });
@@ -185,6 +190,7 @@ impl State {
             self.slots[slot as usize] =
                 Slot { bookie: ensemble[slot as usize].clone(), generation, introduced: false };
         }
+        let void = if active(Mutant::SlowKeepsAcks) { replaced.and(self.failed) } else { replaced };
         self.failed = self.failed.minus(replaced);
         self.lost = self.lost.minus(replaced);
         self.disk_full &= !(self.failed.is_empty() && self.vacant().is_empty());
@@ -194,7 +200,7 @@ impl State {
         }
         self.bytes_lagging = 0;
         for pending in &mut self.pending {
-            pending.acked = pending.acked.minus(replaced);
+            pending.acked = pending.acked.minus(void);
         }
         if self.status != Status::Open {
             return;
