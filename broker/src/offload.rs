@@ -8,6 +8,7 @@ use crate::broker::Broker;
 use crate::managed_ledger::offload::Rules;
 use geminga_common::names::TopicName;
 use geminga_offload::Tier;
+use geminga_offload::config::Together;
 use std::sync::Arc;
 
 impl Broker {
@@ -37,6 +38,7 @@ impl Broker {
                 .unwrap_or(self.tier.as_ref().map_or(0, |tier| tier.config.deletion_lag_s * 1000)),
             before: None,
             uploading: None,
+            together: self.tier.as_ref().map_or(Together::default(), |tier| tier.config.together()),
         }
     }
 }

@@ -43,6 +43,20 @@ pub struct Config {
     /// Default 0: a quarter of the cores, at least 1; up to 64. A thread checks and copies some hundred MB a second. With as many as
     /// cores, reading back may take what consumers of new messages need.
     pub threads: usize,
+    /// Ledgers of a topic that are smaller than this many bytes go together, several as one object. Default 0: each ledger is an object
+    /// of its own; up to 64 MiB. It saves requests and objects where ledgers are many and small: fewer bytes than `block_size`, say.
+    /// Once such an object is in use, brokers of builds that do not know of them refuse to serve its topic (`offload state 5 is not
+    /// known`): leave it at 0 until every broker of the cluster runs a build that does, and nobody will go back to one before. Set
+    /// back to 0 later, what is there stays as it is.
+    pub compound_below: ByteSize,
+    /// Bytes of such ledgers that are enough for an object, also if more will follow. Default 64 MiB, 1 MiB to 1 GiB. Larger saves
+    /// requests; the whole object stays until the last of its ledgers has left the topic, and an upload that fails is done again
+    /// as a whole. Never more than 1000 ledgers are in one.
+    pub compound_size: ByteSize,
+    /// Seconds behind the close of the oldest of them after which they go however few they are. Default 3 600, 0 to 31 536 000. So
+    /// much later than thresholds say may a small ledger be offloaded, and stays on bookies so much longer. With 0 none waits for
+    /// others: only what is due at the same time goes together.
+    pub compound_age_s: u64,
     /// Uploads at a time. Default 2, 1 to 64.
     pub uploads_max: usize,
     /// Seconds an offloaded ledger also stays on bookies, unless a policy says otherwise. Default 600, 0 to 31 536 000. It covers
@@ -75,6 +89,9 @@ impl Default for Config {
             cache: ByteSize(128 << 20),
             read_in_flight_max: ByteSize(64 << 20),
             threads: 0,
+            compound_below: ByteSize(0),
+            compound_size: ByteSize(64 << 20),
+            compound_age_s: 3_600,
             uploads_max: 2,
             deletion_lag_s: 600,
             attempt_timeout_s: 3_600,
@@ -83,6 +100,20 @@ impl Default for Config {
             sweep_interval_s: 60,
         }
     }
+}
+
+/// Most ledgers of one object: so many are changed by one transaction, and looked at one by one before their bookie copies go.
+pub const TOGETHER_MAX: usize = 1000;
+
+/// Which ledgers of a topic go together, several as one object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Together {
+    /// Those of fewer bytes; 0 is none.
+    pub below: u64,
+    /// Bytes that are enough for an object.
+    pub size: u64,
+    /// How long behind its close the oldest waits for others, ms.
+    pub age_ms: u64,
 }
 
 /// A setting that cannot be.
@@ -131,6 +162,9 @@ impl Config {
             ("cache", self.cache.0, 16 << 20, u64::MAX, "16MiB and above"),
             ("read_in_flight_max", self.read_in_flight_max.0, 16 << 20, 1 << 40, "16MiB to 1TiB"),
             ("threads", self.threads as u64, 0, 64, "0 to 64"),
+            ("compound_below", self.compound_below.0, 0, 64 << 20, "0B to 64MiB"),
+            ("compound_size", self.compound_size.0, 1 << 20, 1 << 30, "1MiB to 1GiB"),
+            ("compound_age_s", self.compound_age_s, 0, year, "0 to 31536000"),
             ("uploads_max", self.uploads_max as u64, 1, 64, "1 to 64"),
             ("deletion_lag_s", self.deletion_lag_s, 0, year, "0 to 31536000"),
             ("attempt_timeout_s", self.attempt_timeout_s, 10, 86_400, "10 to 86400"),
@@ -146,6 +180,13 @@ impl Config {
             }
             None => Ok(()),
         }
+    }
+
+    /// Which ledgers go together.
+    #[must_use]
+    pub fn together(&self) -> Together {
+        let (below, size) = (self.compound_below.0, self.compound_size.0);
+        Together { below, size, age_ms: self.compound_age_s * 1000 }
     }
 
     /// Threads of the lane of this broker.

@@ -28,6 +28,10 @@ pub struct Latency {
 /// The numbers of one topic.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Figures {
+    /// Objects written.
+    pub objects: u64,
+    /// Ledgers in them.
+    pub ledgers: u64,
     /// Ledgers that were to be offloaded and were not.
     pub offload_errors: u64,
     /// Those of them that failed by the object store.
@@ -66,6 +70,8 @@ struct Window {
 /// Counts for one topic.
 #[derive(Debug, Default)]
 pub struct Meter {
+    objects: AtomicU64,
+    ledgers: AtomicU64,
     offload_errors: AtomicU64,
     write_errors: AtomicU64,
     read_errors: AtomicU64,
@@ -165,6 +171,8 @@ impl Meters {
     pub fn figures(&self, meter: &Meter) -> Figures {
         let (get, slot) = (|counter: &AtomicU64| counter.load(Ordering::Relaxed), self.slot());
         Figures {
+            objects: get(&meter.objects),
+            ledgers: get(&meter.ledgers),
             offload_errors: get(&meter.offload_errors),
             write_errors: get(&meter.write_errors),
             read_errors: get(&meter.read_errors),
@@ -208,15 +216,19 @@ impl Meters {
         self.0.clock.wall_ms() / (SLOT_S * 1000)
     }
 
-    pub(crate) fn uploaded(&self, topic: TopicId, bytes: u64) {
-        self.held(topic).offloaded.lock().add(self.slot(), bytes);
+    /// An object of so many bytes, of so many ledgers, was written.
+    pub(crate) fn uploaded(&self, topic: TopicId, bytes: u64, ledgers: u64) {
+        let meter = self.held(topic);
+        meter.offloaded.lock().add(self.slot(), bytes);
+        meter.objects.fetch_add(1, Ordering::Relaxed);
+        meter.ledgers.fetch_add(ledgers, Ordering::Relaxed);
     }
 
-    /// A ledger was not offloaded; `by_store` where the store is why.
-    pub(crate) fn not_offloaded(&self, topic: TopicId, by_store: bool) {
+    /// So many ledgers were not offloaded; `by_store` where the store is why.
+    pub(crate) fn not_offloaded(&self, topic: TopicId, by_store: bool, ledgers: u64) {
         let meter = self.held(topic);
-        meter.offload_errors.fetch_add(1, Ordering::Relaxed);
-        meter.write_errors.fetch_add(u64::from(by_store), Ordering::Relaxed);
+        meter.offload_errors.fetch_add(ledgers, Ordering::Relaxed);
+        meter.write_errors.fetch_add(if by_store { ledgers } else { 0 }, Ordering::Relaxed);
     }
 
     pub(crate) fn ledger_read(&self, topic: TopicId, begun: Mono) {
@@ -255,16 +267,16 @@ mod tests {
         let meters = Meters::new(clock.clone());
         let meter = meters.of(TopicId(1), "t");
         let rate = || meters.figures(&meter).offload_rate;
-        meters.uploaded(TopicId(1), 600);
+        meters.uploaded(TopicId(1), 600, 1);
         assert_eq!(rate(), 10.0);
         clock.advance(Duration::from_secs(30));
-        meters.uploaded(TopicId(1), 1_200);
+        meters.uploaded(TopicId(1), 1_200, 1);
         assert_eq!(rate(), 30.0);
         clock.advance(Duration::from_secs(30));
         assert_eq!(rate(), 20.0, "the first is a minute old");
         clock.advance(Duration::from_secs(3_600));
         assert_eq!(rate(), 0.0);
-        meters.uploaded(TopicId(1), 60);
+        meters.uploaded(TopicId(1), 60, 1);
         assert_eq!(rate(), 1.0);
     }
 

@@ -1,18 +1,19 @@
-//! One ledger's way into the store: prepare, upload, verify, commit. Whose store it is is looked at before and behind the upload. Each step is safe to die after: what is left is named by the
-//! topic record, and whoever owns the topic next gives it up.
+//! The way of one ledger, or of several small ones that go as one object, into the store: prepare, upload, verify, commit. Whose store
+//! it is is looked at before and behind the upload. Each step is safe to die after: what is left is named by the topic record, and
+//! whoever owns the topic next gives it up. Of several ledgers each step is taken for all of them in one transaction.
 //!
 //! Whatever fails, nothing is removed here once a commit was sent: an outcome that is not known may be a commit.
 
 use crate::blob::{self, BlobError, Blobs, Part};
 use crate::config::Config;
 use crate::format::attributes::Attributes;
+use crate::gathering::{Gathering, Placed};
 use crate::key::{self, AttemptId};
 use crate::meters::Meters;
 use crate::mutant::{Mutant, active};
-use crate::parts::Parts;
-use crate::state::{Attempt, Change, ObjectRef, Refused};
+use crate::state::{Attempt, Change, ObjectRef, Part as OfObject, Refused};
 use crate::verify::{self, ObjectError};
-use crate::writer::{Closed, ObjectWriter, Shape, Sourced, WriteError};
+use crate::writer::{Closed, Sourced, WriteError};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use geminga_common::clock::{Clock, Mono};
@@ -23,8 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Bytes read from the ledger at a time.
-const SOURCE_BYTES: usize = 4 << 20;
 /// Most parts of an upload that stores take, with room to spare.
 const PARTS_MAX: u64 = 9_000;
 
@@ -44,14 +43,20 @@ pub enum ChangeError {
 
 /// The topic record, as an offload changes it. Implemented by the topic's owner, in one transaction with what becomes garbage.
 pub trait TopicRecord: Send + Sync {
-    /// Changes the offload state of a ledger; answered when the outcome is durable.
-    fn change(&self, ledger: LedgerId, change: Change) -> BoxFuture<'_, Result<(), ChangeError>>;
+    /// Changes the offload states of ledgers, all or none; answered when the outcome is durable.
+    fn change(&self, changes: Vec<(LedgerId, Change)>) -> BoxFuture<'_, Result<(), ChangeError>>;
 }
 
 /// Where the entries of a closed ledger come from, checked against their own checksums.
 pub trait Source: Send + Sync {
     /// A run of entries from `first` on, at least one; about so many bytes.
     fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>>;
+}
+
+impl<S: Source + ?Sized> Source for &S {
+    fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
+        (**self).read(first, bytes_max)
+    }
 }
 
 /// Why a ledger was not offloaded. It is where it was.
@@ -113,67 +118,73 @@ impl Offloader {
         Self { blobs, clock, rng: Mutex::new(rng), config, permits, meters }
     }
 
-    /// Offloads one ledger; waits for its turn.
+    /// Offloads ledgers of one topic as one object, in the order of their ids; waits for its turn. Answers what each became.
     ///
     /// # Errors
     /// See [`OffloadError`].
-    pub async fn offload(
+    ///
+    /// # Panics
+    /// Without a ledger.
+    pub async fn offload<S: Source>(
         &self,
-        job: Job,
-        source: &dyn Source,
+        ledgers: Vec<(Job, S)>,
         record: &dyn TopicRecord,
-    ) -> Result<ObjectRef, OffloadError> {
-        let topic = job.attributes.topic_id;
-        let source = Measured { source, meters: &self.meters, topic };
-        let offloaded = self.attempt(job, &source, record).await;
+    ) -> Result<Vec<ObjectRef>, OffloadError> {
+        let (topic, count) = (ledgers[0].0.attributes.topic_id, ledgers.len() as u64);
+        let measured = |(job, source)| (job, Measured { source, meters: &self.meters, topic });
+        let offloaded = self.attempt(ledgers.into_iter().map(measured).collect(), record).await;
         match &offloaded {
-            Ok(object) => self.meters.uploaded(topic, object.shape.size),
+            Ok(objects) => self.meters.uploaded(topic, objects[0].whole(), count),
             Err(error) => {
                 let by_store = matches!(error, OffloadError::Object(_) | OffloadError::TooLate);
-                self.meters.not_offloaded(topic, by_store);
+                self.meters.not_offloaded(topic, by_store, count);
             }
         }
         offloaded
     }
 
-    async fn attempt(
+    async fn attempt<S: Source>(
         &self,
-        mut job: Job,
-        source: &dyn Source,
+        mut ledgers: Vec<(Job, S)>,
         record: &dyn TopicRecord,
-    ) -> Result<ObjectRef, OffloadError> {
+    ) -> Result<Vec<ObjectRef>, OffloadError> {
         let _permit = self.permits.acquire().await;
-        let ledger = job.attributes.ledger;
         let id = AttemptId(self.rng.lock().next_u64());
-        job.attributes.attempt = id.0;
+        ledgers.iter_mut().for_each(|(job, _)| job.attributes.attempt = id.0);
+        let ids: Vec<_> = ledgers.iter().map(|(job, _)| job.attributes.ledger).collect();
+        let told = &ledgers[0].0.attributes;
+        let together = (ids.len() > 1).then_some(told.ledger);
         let (begun_ms, timeout_ms) = (self.clock.wall_ms(), self.config.attempt_timeout_s * 1000);
-        let key = key::object(&job.attributes.cluster, begun_ms, job.attributes.topic_id, ledger, id);
+        let key = key::object(&told.cluster, begun_ms, told.topic_id, told.ledger, id);
         let ends = Ends {
             mono: self.clock.mono() + Duration::from_millis(timeout_ms),
             wall_ms: begun_ms + timeout_ms,
         };
         let settle_ms = if active(Mutant::SweepUnsettled) { 0 } else { self.config.settle_s * 1000 };
         let settled_ms = ends.wall_ms + settle_ms;
-        let attempt = Attempt { id, begun_ms, settled_ms, owner_epoch: job.attributes.owner_epoch };
-        if active(Mutant::BeginUnnamed) && self.in_parts(&job) {
+        let attempt = Attempt { id, begun_ms, settled_ms, owner_epoch: told.owner_epoch, together };
+        if active(Mutant::BeginUnnamed) {
             self.blobs.begin(&key, ends.wall_ms).await?;
         }
         // Nothing is recorded about a store that may be another's.
         self.blobs.ready().await?;
+        let of_all = |change: Change| ids.iter().map(|ledger| (*ledger, change.clone())).collect::<Vec<_>>();
         // The record names the key before anything is sent there.
-        record.change(ledger, Change::Prepare(attempt)).await?;
-        let shape = match self.upload(&job, &key, source, ends).await {
-            Ok(shape) => shape,
+        record.change(of_all(Change::Prepare(attempt.clone()))).await?;
+        let objects = match self.upload(&ledgers, &key, &attempt, ends).await {
+            Ok(objects) => objects,
             Err(error) => {
                 // It fails when the topic has gone to another owner, who then gives it up.
-                let _either_way = record.change(ledger, Change::Abandon(id)).await;
+                let _either_way = record.change(of_all(Change::Abandon(id))).await;
                 // No commit was sent, and nobody but this call could send one.
                 self.discard(&key).await;
                 return Err(error);
             }
         };
-        match record.change(ledger, Change::Commit(id, shape, self.clock.wall_ms())).await {
-            Ok(()) => Ok(ObjectRef { attempt: id, begun_ms, shape }),
+        let at_ms = self.clock.wall_ms();
+        let commit = |object: &ObjectRef| Change::Commit(id, object.shape, object.part, at_ms);
+        match record.change(ids.iter().copied().zip(objects.iter().map(commit)).collect()).await {
+            Ok(()) => Ok(objects),
             Err(error) => {
                 // Refused by our own record: nobody but this call could ever commit the attempt. After any other answer the
                 // object may be referenced.
@@ -185,15 +196,9 @@ impl Offloader {
         }
     }
 
-    /// Bytes of a part of this ledger's upload.
-    fn part_bytes(&self, closed: Closed) -> usize {
-        self.config.part_size.0.max(closed.length.div_ceil(PARTS_MAX)) as usize
-    }
-
-    fn in_parts(&self, job: &Job) -> bool {
-        // Entries and blocks have some bytes of their own.
-        let about = job.closed.length + job.closed.entries * 8;
-        about + (about >> 8) + 4096 > self.part_bytes(job.closed) as u64
+    /// Bytes of a part of an upload of so many bytes.
+    fn part_bytes(&self, bytes: u64) -> usize {
+        self.config.part_size.0.max(bytes.div_ceil(PARTS_MAX)) as usize
     }
 
     async fn discard(&self, key: &str) {
@@ -206,60 +211,80 @@ impl Offloader {
         if self.clock.mono() < ends.mono { Ok(()) } else { Err(OffloadError::TooLate) }
     }
 
-    /// Uploads and reads back.
-    async fn upload(
+    /// Uploads and reads back; answers where each ledger lies.
+    async fn upload<S: Source>(
         &self,
-        job: &Job,
+        ledgers: &[(Job, S)],
         key: &str,
-        source: &dyn Source,
+        attempt: &Attempt,
         ends: Ends,
-    ) -> Result<Shape, OffloadError> {
-        let (block_bytes, compression) = (self.config.block_size.0 as usize, self.config.compression);
-        let writer = ObjectWriter::new(job.attributes.clone(), job.closed, block_bytes, compression);
-        let mut gathering = Gathering::new(writer, self.part_bytes(job.closed), job.closed.entries);
-        let sent = if self.in_parts(job) {
-            self.send_parts(key, &mut gathering, source, ends).await?
+    ) -> Result<Vec<ObjectRef>, OffloadError> {
+        let part_bytes = self.part_bytes(ledgers.iter().map(|(job, _)| job.closed.length).sum());
+        let mut gathering = Gathering::new(ledgers, &self.config, part_bytes);
+        gathering.fill(part_bytes).await?;
+        let in_parts = !gathering.fits_one_part();
+        let sent = if in_parts {
+            self.send_parts(key, &mut gathering, part_bytes, ends).await?
         } else {
-            gathering.fill(source, usize::MAX).await?;
             self.on_time(ends)?;
-            self.blobs.put(key, gathering.parts.rest(), ends.until_ms()).await
+            self.blobs.put(key, gathering.rest(), ends.until_ms()).await
         };
-        let shape = gathering.shape.expect("a ledger that was sent whole has a shape");
         self.on_time(ends)?;
+        let (placed, whole) = gathering.placed();
+        let object = |placed: &Placed| ObjectRef {
+            attempt: attempt.id,
+            begun_ms: attempt.begun_ms,
+            shape: placed.shape,
+            part: attempt.together.map(|first| OfObject { first, offset: placed.offset, whole }),
+        };
+        let objects: Vec<_> = placed.iter().map(object).collect();
         // An answer that was lost is settled by what is there.
-        let verified = verify::whole(&*self.blobs, key, job.attributes.ledger, job.closed, &shape).await;
+        let verified = self.verified(ledgers, key, &objects).await;
         match (sent, verified) {
             (_, Ok(())) => {
                 // A begin that was repeated may have left another upload beside ours.
-                if self.in_parts(job) {
+                if in_parts {
                     blob::end_uploads(&*self.blobs, key).await?;
                 }
                 // What was read back may have come from what has taken the store's place.
                 self.blobs.ready().await?;
-                Ok(shape)
+                Ok(objects)
             }
             (Err(error), Err(_)) => Err(error.into()),
             (Ok(()), Err(error)) => Err(error.into()),
         }
     }
 
+    async fn verified<S>(
+        &self,
+        ledgers: &[(Job, S)],
+        key: &str,
+        objects: &[ObjectRef],
+    ) -> Result<(), ObjectError> {
+        let written =
+            |((job, _), object): (&(Job, S), &ObjectRef)| (job.attributes.ledger, job.closed, *object);
+        let written: Vec<_> = ledgers.iter().zip(objects).map(written).collect();
+        match written[..] {
+            [(ledger, closed, object)] => verify::whole(&*self.blobs, key, ledger, closed, &object).await,
+            _ => verify::together(&*self.blobs, key, &written).await,
+        }
+    }
+
     /// Sends part after part, reading the next while one is on its way. The answer's inner part is that of the last request.
-    async fn send_parts(
+    async fn send_parts<S: Source>(
         &self,
         key: &str,
-        gathering: &mut Gathering,
-        source: &dyn Source,
+        gathering: &mut Gathering<'_, S>,
+        part_bytes: usize,
         ends: Ends,
     ) -> Result<Result<(), BlobError>, OffloadError> {
         self.on_time(ends)?;
         let upload = self.blobs.begin(key, ends.until_ms()).await?;
         let mut parts: Vec<Part> = Vec::new();
-        gathering.fill(source, gathering.part_bytes).await?;
         while let Some(bytes) = gathering.next_part() {
             self.on_time(ends)?;
-            let wanted = gathering.part_bytes;
             let sending = self.blobs.part(key, &upload, parts.len(), bytes);
-            let (sent, filled) = futures::join!(sending, gathering.fill(source, wanted));
+            let (sent, filled) = futures::join!(sending, gathering.fill(part_bytes));
             parts.push(sent?);
             filled?;
         }
@@ -269,13 +294,13 @@ impl Offloader {
 }
 
 /// A ledger whose reads are timed.
-struct Measured<'a> {
-    source: &'a dyn Source,
+struct Measured<'a, S> {
+    source: S,
     meters: &'a Meters,
     topic: TopicId,
 }
 
-impl Source for Measured<'_> {
+impl<S: Source> Source for Measured<'_, S> {
     fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
         async move {
             let begun = self.meters.now();
@@ -298,56 +323,5 @@ impl Ends {
     /// Until when the store is to take what makes something new, ms since 1970.
     fn until_ms(self) -> u64 {
         if active(Mutant::WriteForever) { u64::MAX } else { self.wall_ms }
-    }
-}
-
-/// A ledger on its way into parts.
-struct Gathering {
-    writer: Option<ObjectWriter>,
-    parts: Parts,
-    part_bytes: usize,
-    next: EntryId,
-    entries: u64,
-    shape: Option<Shape>,
-}
-
-impl Gathering {
-    fn new(writer: ObjectWriter, part_bytes: usize, entries: u64) -> Self {
-        let mut parts = Parts::default();
-        parts.push(writer.begin());
-        Self { writer: Some(writer), parts, part_bytes, next: EntryId(0), entries, shape: None }
-    }
-
-    /// Reads on until there are so many bytes, or the ledger ends.
-    async fn fill(&mut self, source: &dyn Source, bytes: usize) -> Result<(), OffloadError> {
-        while self.parts.len() < bytes
-            && let Some(writer) = self.writer.as_mut()
-        {
-            if self.next.0 == self.entries {
-                let (last, shape) = self.writer.take().expect("looked at just now").finish()?;
-                self.parts.push(last);
-                self.shape = Some(shape);
-                return Ok(());
-            }
-            let run = source.read(self.next, SOURCE_BYTES).await.map_err(OffloadError::Source)?;
-            if run.is_empty() {
-                return Err(OffloadError::Source("nothing came".to_owned()));
-            }
-            for sourced in &run {
-                if let Some(block) = writer.push(sourced)? {
-                    self.parts.push(block);
-                }
-                self.next = sourced.entry.id.next();
-            }
-        }
-        Ok(())
-    }
-
-    /// A whole part; at the ledger's end what is left.
-    fn next_part(&mut self) -> Option<Vec<bytes::Bytes>> {
-        if self.parts.len() >= self.part_bytes {
-            return Some(self.parts.take(self.part_bytes));
-        }
-        Some(self.parts.rest()).filter(|rest| self.writer.is_none() && !rest.is_empty())
     }
 }

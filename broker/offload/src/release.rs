@@ -29,13 +29,13 @@ pub struct Held {
 /// It is not there or not what the record says, or it is not known whether this is the cluster's store.
 pub async fn look(blobs: &dyn Blobs, cluster: &str, held: &Held) -> Result<Seen, ObjectError> {
     if active(Mutant::ReleaseUnseen) {
-        return Ok(Seen::of(held.object.attempt));
+        return Ok(Seen::of(&held.object));
     }
     let key = held.object.key(cluster, held.topic, held.ledger);
     blobs.ready().await?;
-    verify::ends(blobs, &key, held.ledger, held.closed, &held.object.shape).await?;
+    verify::ends(blobs, &key, held.ledger, held.closed, &held.object).await?;
     blobs.ready().await?;
-    Ok(Seen::of(held.object.attempt))
+    Ok(Seen::of(&held.object))
 }
 
 /// Whether other objects would be looked at in vain as well: it is the store.

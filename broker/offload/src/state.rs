@@ -13,11 +13,15 @@
 //! - Bookie copies go by `release` or by removal of the ledger, and `release` needs `Committed`, that is: read back and verified; and
 //!   [`Seen`], that is: its object was looked at once more.
 //! - A state that references an object never loses it but to [`Offload::remove`], with the ledger itself.
+//!
+//! Several ledgers of a topic may share one attempt and its object: what holds of them together is in [`chain`].
 
 use crate::key::{self, AttemptId};
 use crate::mutant::{Mutant, active};
 use crate::writer::Shape;
 use geminga_common::ids::{LedgerId, OwnerEpoch, TopicId};
+
+pub mod chain;
 
 /// One try at an upload. Its key is made for it alone.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -30,7 +34,24 @@ pub struct Attempt {
     pub settled_ms: u64,
     /// Epoch of the owner that began it.
     pub owner_epoch: OwnerEpoch,
+    /// The first of the ledgers that go together, which names the object; `None` where a ledger goes by itself.
+    pub together: Option<LedgerId>,
 }
+
+/// Where a ledger lies in an object that holds several.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Part {
+    /// The first of them, which names the object.
+    pub first: LedgerId,
+    /// Where its bytes begin.
+    pub offset: u64,
+    /// Bytes of the whole object.
+    pub whole: u64,
+}
+
+/// Names what an object holds of one ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PartId(pub(crate) AttemptId, pub(crate) u64);
 
 /// An object that was read back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -39,15 +60,36 @@ pub struct ObjectRef {
     pub attempt: AttemptId,
     /// When that was begun, ms since 1970; part of the key.
     pub begun_ms: u64,
-    /// Its size and checksum.
+    /// Size and checksum of what it holds of the ledger: all of it, or a part.
     pub shape: Shape,
+    /// Where that lies; `None` where the object is the ledger's alone.
+    pub part: Option<Part>,
 }
 
 impl ObjectRef {
     /// Its key in the store.
     #[must_use]
     pub fn key(&self, cluster: &str, topic: TopicId, ledger: LedgerId) -> String {
-        key::object(cluster, self.begun_ms, topic, ledger, self.attempt)
+        let named = self.part.map_or(ledger, |part| part.first);
+        key::object(cluster, self.begun_ms, topic, named, self.attempt)
+    }
+
+    /// Where the ledger's bytes begin in it: offsets of the index count from there.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.part.map_or(0, |part| part.offset)
+    }
+
+    /// Bytes of the whole object.
+    #[must_use]
+    pub fn whole(&self) -> u64 {
+        self.part.map_or(self.shape.size, |part| part.whole)
+    }
+
+    /// Names the ledger's bytes.
+    #[must_use]
+    pub fn id(&self) -> PartId {
+        PartId(self.attempt, self.base())
     }
 }
 
@@ -67,11 +109,11 @@ pub enum Offload {
 
 /// That the object of an attempt was found in the cluster's store, as its record says. Only [`crate::release::look`] tells.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Seen(AttemptId);
+pub struct Seen(PartId);
 
 impl Seen {
-    pub(crate) fn of(attempt: AttemptId) -> Self {
-        Self(attempt)
+    pub(crate) fn of(object: &ObjectRef) -> Self {
+        Self(object.id())
     }
 }
 
@@ -82,8 +124,8 @@ pub enum Change {
     Prepare(Attempt),
     /// This attempt is given up.
     Abandon(AttemptId),
-    /// This attempt's object was read back whole, at this time (ms since 1970).
-    Commit(AttemptId, Shape, u64),
+    /// This attempt's object was read back whole, at this time (ms since 1970), and holds this of the ledger.
+    Commit(AttemptId, Shape, Option<Part>, u64),
     /// Bookie copies go, if they were to stay until this time (ms since 1970) at most, and the object was seen just now.
     Release {
         /// What was seen.
@@ -134,6 +176,9 @@ pub enum Refused {
     /// Another attempt is under way, or none.
     #[error("the attempt is not the one the topic record names")]
     OtherAttempt,
+    /// Some of the ledgers that share an attempt were left out.
+    #[error("the attempt has other ledgers as well")]
+    OtherLedgers,
     /// No verified object, not for long enough, or another one was seen.
     #[error("the bookie copies are still needed")]
     StillNeeded,
@@ -148,6 +193,17 @@ impl Offload {
             Offload::Prepared(attempt) => Some(attempt.id),
             Offload::Committed(object, _) | Offload::Released(object) => Some(object.attempt),
         }
+    }
+
+    /// The ledger that names what the record's attempt makes of this one, `ledger`.
+    #[must_use]
+    pub fn named_by(&self, ledger: LedgerId) -> LedgerId {
+        let first = match self {
+            Offload::Bookies => None,
+            Offload::Prepared(attempt) => attempt.together,
+            Offload::Committed(object, _) | Offload::Released(object) => object.part.map(|part| part.first),
+        };
+        first.unwrap_or(ledger)
     }
 
     /// The verified object.
@@ -180,17 +236,21 @@ impl Offload {
             (Offload::Prepared(old), Change::Abandon(id)) if old.id == *id => {
                 step(Offload::Bookies, Some(given_up(old)), false)
             }
-            (Offload::Prepared(old), Change::Commit(id, shape, at_ms)) if old.id == *id => {
-                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
+            (Offload::Prepared(old), Change::Commit(id, shape, part, at_ms))
+                if old.id == *id && old.together == part.map(|part| part.first) =>
+            {
+                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape, part: *part };
                 step(Offload::Committed(object, *at_ms), None, false)
             }
-            (Offload::Committed(old, _), Change::Commit(id, shape, at_ms)) if active(Mutant::CommitTwice) => {
-                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape };
+            (Offload::Committed(old, _), Change::Commit(id, shape, part, at_ms))
+                if active(Mutant::CommitTwice) =>
+            {
+                let object = ObjectRef { attempt: *id, begun_ms: old.begun_ms, shape: *shape, part: *part };
                 step(Offload::Committed(object, *at_ms), Some(removed(old, 0)), false)
             }
             (_, Change::Abandon(_) | Change::Commit(..)) => Err(Refused::OtherAttempt),
             (Offload::Committed(object, at_ms), Change::Release { seen, now_ms, lag_ms })
-                if seen.0 == object.attempt && *now_ms >= at_ms.saturating_add(*lag_ms) =>
+                if seen.0 == object.id() && *now_ms >= at_ms.saturating_add(*lag_ms) =>
             {
                 step(Offload::Released(*object), None, true)
             }

@@ -2,7 +2,7 @@
 //! are never reused.
 
 use crate::key::AttemptId;
-use crate::state::{Attempt, Garbage, ObjectRef, Offload};
+use crate::state::{Attempt, Garbage, ObjectRef, Offload, Part};
 use crate::writer::Shape;
 use bytes::Bytes;
 use geminga_common::ids::{LedgerId, OwnerEpoch, TopicId};
@@ -23,11 +23,14 @@ pub enum StoredError {
     /// A state this build does not know.
     #[error("offload state {0} is not known")]
     State(u32),
+    /// A part that its object cannot hold.
+    #[error("a part of an object lies outside of it")]
+    Part,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct StoredOffload {
-    /// 1 prepared, 2 committed, 3 released.
+    /// 1 prepared, 2 committed, 3 released; 4, 5, 6 the same, together with other ledgers.
     #[prost(uint32, tag = "1")]
     state: u32,
     #[prost(fixed64, tag = "2")]
@@ -47,7 +50,19 @@ struct StoredOffload {
     footer_crc: u32,
     #[prost(uint64, tag = "10")]
     committed_ms: u64,
+    /// From here on for what goes together with other ledgers: the first of them, which names the object.
+    #[prost(uint64, tag = "11")]
+    first: u64,
+    /// Where the part begins.
+    #[prost(uint64, tag = "12")]
+    offset: u64,
+    /// Bytes of the whole object.
+    #[prost(uint64, tag = "13")]
+    whole: u64,
 }
+
+/// What is added to a state's number where ledgers go together.
+const TOGETHER: u32 = 3;
 
 #[derive(Clone, PartialEq, Message)]
 struct StoredGarbage {
@@ -71,7 +86,10 @@ impl Offload {
     #[must_use]
     pub fn encode(&self) -> Option<Bytes> {
         let object = |state, object: &ObjectRef| StoredOffload {
-            state,
+            state: state + object.part.map_or(0, |_| TOGETHER),
+            first: object.part.map_or(0, |part| part.first.0),
+            offset: object.part.map_or(0, |part| part.offset),
+            whole: object.part.map_or(0, |part| part.whole),
             attempt: object.attempt.0,
             begun_ms: object.begun_ms,
             size: object.shape.size,
@@ -82,7 +100,8 @@ impl Offload {
         let stored = match self {
             Offload::Bookies => return None,
             Offload::Prepared(attempt) => StoredOffload {
-                state: 1,
+                state: 1 + attempt.together.map_or(0, |_| TOGETHER),
+                first: attempt.together.map_or(0, |first| first.0),
                 attempt: attempt.id.0,
                 begun_ms: attempt.begun_ms,
                 settled_ms: attempt.settled_ms,
@@ -106,17 +125,27 @@ impl Offload {
         let (attempt, begun_ms) = (AttemptId(stored.attempt), stored.begun_ms);
         let shape =
             Shape { size: stored.size, footer_offset: stored.footer_offset, footer_crc: stored.footer_crc };
-        let object = ObjectRef { attempt, begun_ms, shape };
-        match stored.state {
+        let (state, first) = match stored.state {
+            4..=6 => (stored.state - TOGETHER, Some(LedgerId(stored.first))),
+            alone => (alone, None),
+        };
+        let part = first.map(|first| Part { first, offset: stored.offset, whole: stored.whole });
+        let holds = |part: Part| part.offset.checked_add(shape.size).is_some_and(|end| end <= part.whole);
+        if state != 1 && !part.is_none_or(holds) {
+            return Err(StoredError::Part);
+        }
+        let object = ObjectRef { attempt, begun_ms, shape, part };
+        match state {
             1 => Ok(Offload::Prepared(Attempt {
                 id: attempt,
                 begun_ms,
                 settled_ms: stored.settled_ms,
                 owner_epoch: OwnerEpoch(stored.owner_epoch),
+                together: first,
             })),
             2 => Ok(Offload::Committed(object, stored.committed_ms)),
             3 => Ok(Offload::Released(object)),
-            other => Err(StoredError::State(other)),
+            _ => Err(StoredError::State(stored.state)),
         }
     }
 }
@@ -169,10 +198,21 @@ mod tests {
             begun_ms: 9,
             settled_ms: 10,
             owner_epoch: OwnerEpoch(11),
+            together: None,
         };
         let shape = Shape { size: 12, footer_offset: 13, footer_crc: 14 };
-        let object = ObjectRef { attempt: attempt.id, begun_ms: 9, shape };
-        vec![Offload::Prepared(attempt), Offload::Committed(object, 15), Offload::Released(object)]
+        let object = ObjectRef { attempt: attempt.id, begun_ms: 9, shape, part: None };
+        let part = Some(Part { first: LedgerId(16), offset: 17, whole: 29 });
+        let of_several = ObjectRef { part, ..object };
+        let together = Attempt { together: Some(LedgerId(16)), ..attempt.clone() };
+        vec![
+            Offload::Prepared(attempt),
+            Offload::Committed(object, 15),
+            Offload::Released(object),
+            Offload::Prepared(together),
+            Offload::Committed(of_several, 15),
+            Offload::Released(of_several),
+        ]
     }
 
     #[test]
@@ -181,14 +221,29 @@ mod tests {
             "08011108070605040302011809200a280b",
             "08021108070605040302011809380c400d4d0e000000500f",
             "08031108070605040302011809380c400d4d0e000000",
+            "08041108070605040302011809200a280b5810",
+            "08051108070605040302011809380c400d4d0e000000500f58106011681d",
+            "08061108070605040302011809380c400d4d0e00000058106011681d",
         ];
+        assert_eq!(states().len(), golden.len());
         for (state, golden) in states().iter().zip(golden) {
             let stored = state.encode().unwrap();
             assert_eq!(hex(&stored), golden);
             assert_eq!(Offload::decode(&stored), Ok(state.clone()));
         }
         assert_eq!(Offload::Bookies.encode(), None);
-        assert_eq!(Offload::decode(&[8, 4]), Err(StoredError::State(4)));
+        assert_eq!(Offload::decode(&[8, 7]), Err(StoredError::State(7)));
+    }
+
+    #[test]
+    fn a_part_outside_of_its_object_is_refused() {
+        let shape = Shape { size: 12, footer_offset: 1, footer_crc: 0 };
+        for (offset, whole) in [(18, 29), (u64::MAX, 29), (0, 11)] {
+            let part = Some(Part { first: LedgerId(1), offset, whole });
+            let object = ObjectRef { attempt: AttemptId(1), begun_ms: 0, shape, part };
+            let stored = Offload::Released(object).encode().unwrap();
+            assert_eq!(Offload::decode(&stored), Err(StoredError::Part), "{offset} of {whole}");
+        }
     }
 
     #[test]

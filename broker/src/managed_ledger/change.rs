@@ -11,6 +11,7 @@ use geminga_bookie_client::record::{ClosedLedger, LedgerAttributes, LedgerKind};
 use geminga_common::clock::Mono;
 use geminga_common::metadata::{MetaError, Op, Txn};
 use geminga_common::tasks::OnFailure;
+use geminga_offload::state::chain::unnamed;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ const LAFR_WAIT: Duration = Duration::from_secs(1);
 /// How long a roll that could not be done is left alone, while the old ledger goes on.
 const ROLL_RETRY: Duration = Duration::from_secs(5);
 
+/// A change of where a closed ledger is.
+pub(crate) type OffloadChange = (LedgerId, geminga_offload::state::Change);
+
 #[derive(Debug)]
 enum Job {
     Roll(Option<Token>),
@@ -28,7 +32,7 @@ enum Job {
     Terminate(Token),
     Properties(Token, BTreeMap<String, String>),
     Epoch(Token, u64),
-    Offload(Token, LedgerId, geminga_offload::state::Change),
+    Offload(Token, Vec<OffloadChange>),
     Close(Token),
     Delete(Token),
 }
@@ -113,9 +117,9 @@ impl ManagedLedger {
         self.ask(|token| Job::Roll(Some(token)), false)
     }
 
-    /// Changes where a closed ledger is, if its state allows that; what becomes garbage is committed with it.
-    pub fn change_offload(&mut self, ledger: LedgerId, change: geminga_offload::state::Change) -> Token {
-        self.ask(|token| Job::Offload(token, ledger, change), false)
+    /// Changes where closed ledgers are, all or none, if their states allow that; what becomes garbage is committed with it.
+    pub fn change_offload(&mut self, changes: Vec<OffloadChange>) -> Token {
+        self.ask(|token| Job::Offload(token, changes), false)
     }
 
     /// Planned end: what was taken goes out, the ledger closes, then the handle is dead. The topic stays.
@@ -228,9 +232,9 @@ impl ManagedLedger {
             }
             Job::Properties(_, properties) => change.properties = Some(properties.clone()),
             Job::Epoch(_, epoch) => change.topic_epoch = Some(*epoch),
-            Job::Offload(token, ledger, asked) => match self.plan_offload(*ledger, asked) {
+            Job::Offload(token, asked) => match self.plan_offload(asked) {
                 Ok((next, leaves)) => {
-                    change.offload = Some((*ledger, next));
+                    change.offload = next;
                     left = leaves;
                 }
                 Err(refused) => {
@@ -424,16 +428,17 @@ impl ManagedLedger {
             let tombstone = record::encode_tombstone(ledger, self.state.topic_id, now);
             txn.ops.push(Op::put(self.deps.keys.tombstone(ledger.id), tombstone));
         }
-        for (ledger, garbage) in &left.garbage {
+        let mut next = self.state.clone();
+        next.apply(&change);
+        let stay = if removes { &[] } else { next.segments() };
+        for (ledger, garbage) in unnamed(left.garbage, stay.iter().map(|segment| &segment.offload)) {
             let key = self.deps.keys.object_garbage(garbage.attempt.0);
-            txn.ops.push(Op::put(key, garbage.encode(self.state.topic_id, *ledger)));
+            txn.ops.push(Op::put(key, garbage.encode(self.state.topic_id, ledger)));
         }
         let op_id = self.rng.next_u64();
         if removes {
             txn.ops.push(Op::delete(key.clone()));
         } else {
-            let mut next = self.state.clone();
-            next.apply(&change);
             next.writer_epoch = self.deps.owner_epoch;
             txn.ops.push(Op::put(key.clone(), record::encode(&next, op_id)));
         }
@@ -458,6 +463,10 @@ impl ManagedLedger {
         match outcome {
             Outcome::Committed(committed) => self.committed(done, committed, out),
             Outcome::Moved(stored, revision) if self.adopt(&stored, revision) => {
+                // Planned anew, with what it leaves: bookie copies are buried where they are now.
+                if let Some(job @ Job::Offload(..)) = done.job {
+                    return self.changes.jobs.push_front(job);
+                }
                 // Made anew: what is trimmed or deleted is so wherever it is now.
                 let change = Change { close: None, ..done.change };
                 self.commit(change, done.close, done.create, done.job);

@@ -9,11 +9,14 @@ use futures::future::BoxFuture;
 use geminga_bookie_client::record::ClosedLedger;
 use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::ids::{EntryId, MessageIndex};
+use geminga_offload::config::{TOGETHER_MAX, Together};
 use geminga_offload::format::attributes::Attributes;
 use geminga_offload::format::block;
+use geminga_offload::key::AttemptId;
 use geminga_offload::offloader::{Job, Source};
 use geminga_offload::release::Held;
-use geminga_offload::state::{Change, Garbage, Offload, Refused};
+use geminga_offload::state::chain::{self, Thrown};
+use geminga_offload::state::{Change, Offload, Refused};
 use geminga_offload::writer::{Closed, Sourced};
 
 #[cfg(test)]
@@ -34,15 +37,16 @@ pub(super) struct Offloads {
 pub(super) struct Left {
     /// Ledgers to be tombstoned.
     pub(super) ledgers: Vec<ClosedLedger>,
-    /// What is to be removed from the object store.
-    pub(super) garbage: Vec<(LedgerId, Garbage)>,
+    /// What is to be removed from the object store, unless a ledger that stays names it still.
+    pub(super) garbage: Vec<Thrown>,
 }
 
 impl Left {
     /// A segment leaves the chain.
     pub(super) fn take(&mut self, segment: &Segment, now_ms: u64, grace_ms: u64) {
         let (garbage, bury) = segment.offload.remove(now_ms, grace_ms);
-        self.garbage.extend(garbage.map(|garbage| (segment.id(), garbage)));
+        let named_by = segment.offload.named_by(segment.id());
+        self.garbage.extend(garbage.map(|garbage| (named_by, garbage)));
         self.ledgers.extend(bury.then(|| segment.ledger().clone()));
     }
 }
@@ -58,19 +62,27 @@ pub(crate) struct Rules {
     pub(crate) lag_ms: u64,
     /// Everything before this ledger is to be offloaded, because somebody asked for it.
     pub(crate) before: Option<LedgerId>,
-    /// The ledger that is being uploaded here.
-    pub(crate) uploading: Option<LedgerId>,
+    /// The first and last of the ledgers that are being uploaded here.
+    pub(crate) uploading: Option<(LedgerId, LedgerId)>,
+    /// Which ledgers go together.
+    pub(crate) together: Together,
+}
+
+impl Rules {
+    fn is_uploading(&self, ledger: LedgerId) -> bool {
+        self.uploading.is_some_and(|(first, last)| (first..=last).contains(&ledger))
+    }
 }
 
 /// What is to be done now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Due {
-    /// Changes of the topic record.
-    pub(crate) changes: Vec<(LedgerId, Change)>,
+    /// Changes of the topic record, each of all ledgers that it takes.
+    pub(crate) changes: Vec<Vec<(LedgerId, Change)>>,
     /// Ledgers whose bookie copies are to go, once their objects were looked at.
     pub(crate) releases: Vec<LedgerId>,
-    /// The next ledger to upload.
-    pub(crate) upload: Option<LedgerId>,
+    /// The next ledgers to upload, as one object.
+    pub(crate) upload: Vec<LedgerId>,
     /// When time alone makes something due, ms since 1970.
     pub(crate) wake_ms: Option<u64>,
 }
@@ -80,14 +92,18 @@ pub(crate) fn due(segments: &[Segment], open_bytes: u64, rules: &Rules, now_ms: 
     let mut due = Due::default();
     let mut wake = |at_ms: u64| due.wake_ms = Some(due.wake_ms.map_or(at_ms, |wake| wake.min(at_ms)));
     let mut behind = open_bytes + segments.iter().map(Segment::bytes).sum::<u64>();
+    // Abandoned together, as they were prepared.
+    let mut left: BTreeMap<AttemptId, Vec<(LedgerId, Change)>> = BTreeMap::new();
+    let (mut next, mut upload) = (Collecting::default(), None);
     for segment in segments {
         // As in Pulsar: all that is newer counts, this ledger included, wherever it is.
         let over = rules.bytes_max.is_some_and(|max| behind > max);
         behind -= segment.bytes();
+        let mut goes = None;
         match &segment.offload {
             // An attempt of another owner, or of an earlier life of this one.
-            Offload::Prepared(attempt) if rules.uploading != Some(segment.id()) => {
-                due.changes.push((segment.id(), Change::Abandon(attempt.id)));
+            Offload::Prepared(attempt) if !rules.is_uploading(segment.id()) => {
+                left.entry(attempt.id).or_default().push((segment.id(), Change::Abandon(attempt.id)));
             }
             Offload::Committed(_, at_ms) if at_ms.saturating_add(rules.lag_ms) <= now_ms => {
                 due.releases.push(segment.id());
@@ -97,16 +113,70 @@ pub(crate) fn due(segments: &[Segment], open_bytes: u64, rules: &Rules, now_ms: 
                 let old_at = rules.age_max_ms.map(|age| segment.closed_ms.saturating_add(age));
                 let old = old_at.is_some_and(|at| at <= now_ms);
                 let asked = rules.before.is_some_and(|before| segment.id() < before);
-                if !(over || old || asked) {
+                if over || old || asked {
+                    goes = Some(asked);
+                } else {
                     old_at.into_iter().for_each(&mut wake);
-                } else if rules.uploading.is_none() && due.upload.is_none() {
-                    due.upload = Some(segment.id());
                 }
             }
             Offload::Prepared(_) | Offload::Released(_) => {}
         }
+        if upload.is_none() {
+            upload = next.take(segment, goes, &rules.together);
+        }
     }
+    if rules.uploading.is_none() {
+        match upload.map_or_else(|| next.end(&rules.together, now_ms), Ok) {
+            Ok(ledgers) => due.upload = ledgers,
+            Err(at_ms) => wake(at_ms),
+        }
+    }
+    due.changes = left.into_values().collect();
     due
+}
+
+/// Ledgers that are to go, oldest first, until there are enough for an object.
+#[derive(Debug, Default)]
+struct Collecting {
+    ledgers: Vec<LedgerId>,
+    bytes: u64,
+    oldest_ms: u64,
+    is_asked: bool,
+}
+
+impl Collecting {
+    /// Takes the next ledger of the chain, which goes (and was asked for by somebody) or does not. Answers an upload that nothing
+    /// can be added to.
+    fn take(&mut self, segment: &Segment, goes: Option<bool>, rule: &Together) -> Option<Vec<LedgerId>> {
+        let is_small = segment.bytes() < rule.below;
+        let Some(is_asked) = goes else {
+            // One that does not go yet may later; one that is in the store, or on its way, ends what is consecutive.
+            let may_go_later = is_small && segment.offload == Offload::Bookies;
+            return (!self.ledgers.is_empty() && !may_go_later).then(|| std::mem::take(&mut self.ledgers));
+        };
+        if !is_small {
+            let alone = || vec![segment.id()];
+            return Some(if self.ledgers.is_empty() { alone() } else { std::mem::take(&mut self.ledgers) });
+        }
+        if self.ledgers.is_empty() {
+            self.oldest_ms = segment.closed_ms;
+        }
+        self.ledgers.push(segment.id());
+        self.bytes += segment.bytes();
+        self.is_asked |= is_asked;
+        let is_full = self.bytes >= rule.size || self.ledgers.len() >= TOGETHER_MAX;
+        is_full.then(|| std::mem::take(&mut self.ledgers))
+    }
+
+    /// No ledger is left that could be added now: what goes, or when it does although no other came, ms since 1970.
+    fn end(self, rule: &Together, now_ms: u64) -> Result<Vec<LedgerId>, u64> {
+        let at_ms = self.oldest_ms.saturating_add(rule.age_ms);
+        if self.ledgers.is_empty() || self.is_asked || at_ms <= now_ms {
+            Ok(self.ledgers)
+        } else {
+            Err(at_ms)
+        }
+    }
 }
 
 /// Reads a closed ledger for its upload.
@@ -188,15 +258,16 @@ impl ManagedLedger {
         Some(Held { topic: self.state.topic_id, ledger, closed, object })
     }
 
-    /// The state after a change, and what that leaves.
-    pub(super) fn plan_offload(&self, ledger: LedgerId, change: &Change) -> Result<(Offload, Left), Refused> {
-        let segment = self.state.segment(ledger).ok_or(Refused::OtherAttempt)?;
-        let step = segment.offload.apply(change)?;
-        debug_assert!(step.is_safe(), "what is referenced is never garbage");
-        let mut left = Left::default();
-        left.garbage.extend(step.garbage.map(|garbage| (ledger, garbage)));
-        left.ledgers.extend(step.bury.then(|| segment.ledger().clone()));
-        Ok((step.next, left))
+    /// The states after changes, and what they leave.
+    pub(super) fn plan_offload(
+        &self,
+        changes: &[(LedgerId, Change)],
+    ) -> Result<(Vec<(LedgerId, Offload)>, Left), Refused> {
+        let segments = self.state.segments().iter().map(|segment| (segment.id(), &segment.offload));
+        let plan = chain::plan(segments, changes)?;
+        let buried = plan.bury.iter().filter_map(|ledger| self.state.segment(*ledger));
+        let ledgers = buried.map(|segment| segment.ledger().clone()).collect();
+        Ok((plan.next, Left { ledgers, garbage: plan.garbage }))
     }
 
     /// How long the object of a ledger that left the chain stays, ms.

@@ -136,8 +136,8 @@ pub struct Change {
     pub properties: Option<BTreeMap<String, String>>,
     /// New topic epoch.
     pub topic_epoch: Option<u64>,
-    /// A closed ledger is somewhere else now.
-    pub offload: Option<(LedgerId, Offload)>,
+    /// Closed ledgers are somewhere else now.
+    pub offload: Vec<(LedgerId, Offload)>,
 }
 
 /// The chain and what else the topic record holds.
@@ -266,10 +266,10 @@ impl State {
         if change.topic_epoch.is_some() {
             self.topic_epoch = change.topic_epoch;
         }
-        if let Some((ledger, offload)) = &change.offload
-            && let Ok(at) = self.segments.binary_search_by_key(ledger, Segment::id)
-        {
-            self.segments[at].offload = offload.clone();
+        for (ledger, offload) in &change.offload {
+            if let Ok(at) = self.segments.binary_search_by_key(ledger, Segment::id) {
+                self.segments[at].offload = offload.clone();
+            }
         }
         self.sum_up();
     }

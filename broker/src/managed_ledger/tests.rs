@@ -6,6 +6,7 @@ mod guard;
 mod heal;
 mod offloaded;
 mod rebuild;
+mod together;
 
 use super::*;
 use futures::future::BoxFuture;
@@ -670,14 +671,14 @@ fn where_a_ledger_is_comes_back_in_a_record_that_older_builds_refuse() {
     let mut s = chain();
     assert_eq!(record::encode(&s, 1)[..2], [8, 1], "a topic without offloaded ledgers is written as ever");
     let shape = geminga_offload::writer::Shape { size: 900, footer_offset: 800, footer_crc: 7 };
-    let object = ObjectRef { attempt: AttemptId(u64::MAX), begun_ms: 5, shape };
-    let offload = Some((LedgerId(7), Offload::Committed(object, 6)));
+    let object = ObjectRef { attempt: AttemptId(u64::MAX), begun_ms: 5, shape, part: None };
+    let offload = vec![(LedgerId(7), Offload::Committed(object, 6))];
     s.apply(&Change { offload: offload.clone(), ..Change::default() });
     let stored = record::encode(&s, 1);
     assert_eq!(stored[..2], [8, 2]);
     let (back, _) = record::decode(&stored).unwrap();
     assert_eq!(back.segments(), s.segments());
-    assert_eq!(back.segment(LedgerId(7)).map(|s| s.offload.clone()), offload.map(|(_, state)| state));
+    assert_eq!(back.segment(LedgerId(7)).map(|s| s.offload.clone()), Some(offload[0].1.clone()));
     assert_eq!(back.segment(LedgerId(3)).map(|s| s.offload.clone()), Some(Offload::Bookies));
 }
 

@@ -13,9 +13,9 @@ use geminga_offload::blob::{BlobError, Blobs, Listed, UploadId};
 use geminga_offload::format::FormatError;
 use geminga_offload::identity::{Recorded, Refusal, Step, TagError, decide, look};
 use geminga_offload::key;
-use geminga_offload::state::{Garbage, Offload};
+use geminga_offload::state::{Garbage, ObjectRef, Offload};
 use geminga_offload::verify::{self, ObjectError};
-use geminga_offload::writer::{Closed, Shape};
+use geminga_offload::writer::Closed;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -214,9 +214,18 @@ impl fmt::Display for Report {
 
 /// Why a key may be there.
 enum Named {
-    Object { owner: Owner, closed: Closed, shape: Shape, on_bookies: bool },
+    /// For these ledgers of a topic; one, unless several went together.
+    Object(Vec<Held>),
     UnderWay,
     ToBeRemoved,
+}
+
+/// A ledger that an object holds.
+struct Held {
+    owner: Owner,
+    closed: Closed,
+    object: ObjectRef,
+    on_bookies: bool,
 }
 
 type Names = BTreeMap<String, Named>;
@@ -240,31 +249,15 @@ pub async fn fsck(
         match named {
             Named::UnderWay => report.under_way += 1,
             Named::ToBeRemoved => report.to_be_removed += 1,
-            Named::Object { owner, closed, shape, on_bookies } => {
-                match object(blobs, key, owner, *closed, shape, objects.get(key).copied(), whole).await? {
-                    Looked::Good => {
-                        report.referenced += 1;
-                        report.bytes += shape.size;
-                    }
-                    Looked::Absent => report.findings.push(Finding::Missing {
-                        key: key.clone(),
-                        owner: owner.clone(),
-                        on_bookies: *on_bookies,
-                    }),
-                    Looked::TooNew(what) => {
-                        report.findings.push(Finding::TooNew {
-                            key: key.clone(),
-                            owner: owner.clone(),
-                            what,
-                        });
-                    }
-                    Looked::Damaged(what) => {
-                        report.findings.push(Finding::Damaged {
-                            key: key.clone(),
-                            owner: owner.clone(),
-                            what,
-                        });
-                    }
+            Named::Object(ledgers) => {
+                let (listed, before) = (objects.get(key).copied(), report.findings.len());
+                for held in ledgers {
+                    let looked = object(blobs, key, held, listed, whole).await?;
+                    report.findings.extend(looked.finding(key, held));
+                }
+                if report.findings.len() == before {
+                    report.referenced += 1;
+                    report.bytes += ledgers.first().map_or(0, |held| held.object.whole());
                 }
             }
         }
@@ -322,8 +315,10 @@ async fn named(meta: &dyn MetadataStore, cluster: &str, report: &mut Report) -> 
             Ok((garbage, topic, ledger)) => {
                 let key = key::object(cluster, garbage.begun_ms, topic, ledger, garbage.attempt);
                 match names.get(&key) {
-                    Some(Named::Object { owner, .. }) => {
-                        report.findings.push(Finding::Condemned { owner: owner.clone(), key });
+                    Some(Named::Object(ledgers)) => {
+                        let condemned =
+                            |held: &Held| Finding::Condemned { owner: held.owner.clone(), key: key.clone() };
+                        report.findings.extend(ledgers.iter().map(condemned));
                     }
                     _ => drop(names.insert(key, Named::ToBeRemoved)),
                 }
@@ -345,17 +340,21 @@ fn of_topic(cluster: &str, topic: &str, bytes: &[u8], names: &mut Names) -> Resu
         match &segment.offload {
             Offload::Bookies => {}
             Offload::Prepared(attempt) => {
-                let key = key::object(cluster, attempt.begun_ms, id, ledger, attempt.id);
+                let named_by = segment.offload.named_by(ledger);
+                let key = key::object(cluster, attempt.begun_ms, id, named_by, attempt.id);
                 names.insert(key, Named::UnderWay);
             }
             Offload::Committed(object, _) | Offload::Released(object) => {
                 let owner = Owner { topic: topic.to_owned(), ledger };
                 let closed = Closed { entries: segment.entries(), length: segment.bytes() };
-                let (shape, on_bookies) = (object.shape, segment.offload.on_bookies());
-                names.insert(
-                    object.key(cluster, id, ledger),
-                    Named::Object { owner, closed, shape, on_bookies },
-                );
+                let held = Held { owner, closed, object: *object, on_bookies: segment.offload.on_bookies() };
+                match names
+                    .entry(object.key(cluster, id, ledger))
+                    .or_insert_with(|| Named::Object(Vec::new()))
+                {
+                    Named::Object(ledgers) => ledgers.push(held),
+                    other => *other = Named::Object(vec![held]),
+                }
             }
         }
     }
@@ -369,13 +368,23 @@ enum Looked {
     Damaged(String),
 }
 
-/// Looks at one referenced object; `listed` is its size in the listing.
+impl Looked {
+    fn finding(self, key: &str, held: &Held) -> Option<Finding> {
+        let (key, owner) = (key.to_owned(), held.owner.clone());
+        match self {
+            Looked::Good => None,
+            Looked::Absent => Some(Finding::Missing { key, owner, on_bookies: held.on_bookies }),
+            Looked::TooNew(what) => Some(Finding::TooNew { key, owner, what }),
+            Looked::Damaged(what) => Some(Finding::Damaged { key, owner, what }),
+        }
+    }
+}
+
+/// Looks at what a referenced object holds of one ledger; `listed` is its size in the listing.
 async fn object(
     blobs: &dyn Blobs,
     key: &str,
-    owner: &Owner,
-    closed: Closed,
-    shape: &Shape,
+    held: &Held,
     listed: Option<u64>,
     whole: bool,
 ) -> Result<Looked, BlobError> {
@@ -388,13 +397,14 @@ async fn object(
             Err(error) => return Err(error),
         },
     };
-    if size != shape.size {
-        return Ok(Looked::Damaged(format!("{size} bytes, the topic record says {}", shape.size)));
+    if size != held.object.whole() {
+        let wanted = held.object.whole();
+        return Ok(Looked::Damaged(format!("{size} bytes, the topic record says {wanted}")));
     }
     if !whole {
         return Ok(Looked::Good);
     }
-    match verify::whole(blobs, key, owner.ledger, closed, shape).await {
+    match verify::whole(blobs, key, held.owner.ledger, held.closed, &held.object).await {
         Ok(()) => Ok(Looked::Good),
         Err(ObjectError::Blob(BlobError::Absent(_))) => Ok(Looked::Absent),
         Err(ObjectError::Blob(error)) => Err(error),

@@ -196,7 +196,7 @@ pub async fn plan(
     let mut reads = futures::stream::iter(reads).buffered(READS).enumerate();
     let mut read = Gathered::default();
     while let Some((nth, outcome)) = reads.next().await {
-        read.take(outcome?, &mut plan);
+        outcome?.into_iter().for_each(|one| read.take(one, &mut plan));
         progress(nth + 1, total);
     }
     drop(reads);
@@ -358,7 +358,7 @@ async fn choose(
     let several = attempts.len() > 1;
     let mut chosen = None;
     for found in attempts.into_iter().rev() {
-        let (key, size) = (found.key.clone(), found.shape.size);
+        let (key, size) = (found.key.clone(), found.object.shape.size);
         if chosen.is_some() {
             plan.findings.push(Finding::Spare { key, size, why: "another attempt of its ledger is whole" });
         } else if several && !options.whole && !found.is_whole(blobs).await? {

@@ -66,6 +66,8 @@ fn offload_lines(families: &mut Families, labels: &str, figures: &Figures) {
         return;
     }
     let counters = [
+        ("geminga_offload_objects_written", figures.objects),
+        ("geminga_offload_ledgers_written", figures.ledgers),
         ("brk_ledgeroffloader_offload_error", figures.offload_errors),
         ("brk_ledgeroffloader_write_storage_error", figures.write_errors),
         ("brk_ledgeroffloader_read_offload_error", figures.read_errors),

@@ -1,5 +1,5 @@
 //! Offloading of a topic: decides with every change of the chain (and when time makes something due) what is to be uploaded,
-//! released or given up, has it done beside the owner, and takes the outcome in. One ledger of a topic is uploaded at a time.
+//! released or given up, has it done beside the owner, and takes the outcome in. One object of a topic is uploaded at a time.
 //!
 //! A topic without an object store costs one comparison a turn; one with an unchanged chain two.
 
@@ -61,11 +61,12 @@ pub(super) struct Offloading {
     seen: Option<u64>,
     /// When to decide although it has not changed, ms since 1970.
     wake_ms: Option<u64>,
-    uploading: Option<(LedgerId, DropGuard)>,
+    /// The first and last of the ledgers that are being uploaded.
+    uploading: Option<((LedgerId, LedgerId), DropGuard)>,
     /// Ledgers whose record is being changed by the owner itself.
     changing: BTreeSet<LedgerId>,
     /// Changes under way, and who waits for them.
-    changes: HashMap<ml::Token, (LedgerId, Option<Answer>)>,
+    changes: HashMap<ml::Token, (Vec<LedgerId>, Option<Answer>)>,
     before: Option<LedgerId>,
     status: Status,
     failures: u32,
@@ -124,62 +125,69 @@ impl Worker {
         }
         let rules = Rules {
             before: self.offloading.before,
-            uploading: self.offloading.uploading.as_ref().map(|(ledger, _)| *ledger),
+            uploading: self.offloading.uploading.as_ref().map(|(ledgers, _)| *ledgers),
             ..self.broker.offload_rules(&self.name)
         };
         let mut due = self.ledger.offload_due(&rules);
         due.releases.retain(|ledger| !self.offloading.changing.contains(ledger));
         self.offloading.seen = Some(version);
         self.offloading.wake_ms = due.wake_ms;
-        let idle = due.changes.is_empty() && due.upload.is_none() && rules.uploading.is_none();
-        for (ledger, change) in due.changes {
-            self.change_unasked(ledger, change);
+        let idle = due.changes.is_empty() && due.upload.is_empty() && rules.uploading.is_none();
+        for changes in due.changes {
+            self.change_unasked(changes);
         }
         self.release(due.releases, rules.lag_ms, now_ms);
-        match due.upload {
-            // A person who asks is not made to wait for the pause after a failure.
-            Some(ledger) if now_ms >= self.offloading.not_before_ms || rules.before.is_some() => {
-                self.start_upload(ledger);
-            }
-            Some(_) => self.offloading.wake_at(self.offloading.not_before_ms),
-            None if idle && rules.before.is_some() => {
+        if due.upload.is_empty() {
+            if idle && rules.before.is_some() {
                 self.offloading.before = None;
                 self.offloading.status = Status::Success(self.ledger.first_not_offloaded());
             }
-            None => {}
+        } else if now_ms >= self.offloading.not_before_ms || rules.before.is_some() {
+            // A person who asks is not made to wait for the pause after a failure.
+            self.start_upload(&due.upload);
+        } else {
+            self.offloading.wake_at(self.offloading.not_before_ms);
         }
     }
 
-    fn start_upload(&mut self, ledger: LedgerId) {
-        let (Some(tier), Some((job, reader))) = (self.broker.tier.clone(), self.ledger.offload_job(ledger))
+    fn start_upload(&mut self, ledgers: &[LedgerId]) {
+        let jobs: Option<Vec<_>> = ledgers.iter().map(|ledger| self.ledger.offload_job(*ledger)).collect();
+        let (Some(tier), Some(jobs), [first, .., last] | [first @ last]) =
+            (self.broker.tier.clone(), jobs, ledgers)
         else {
             return;
         };
+        let ledgers = (*first, *last);
         // Ends with the topic: what it had uploaded is given up by whoever owns the topic next.
         let stop = self.broker.tasks.token().child_token();
-        self.offloading.uploading = Some((ledger, stop.clone().drop_guard()));
+        self.offloading.uploading = Some((ledgers, stop.clone().drop_guard()));
         let (record, handle) = (Record(self.handle.clone()), self.handle.clone());
-        self.broker.tasks.spawn(format!("offload of ledger {ledger}"), OnFailure::Log, async move {
+        self.broker.tasks.spawn(format!("offload of ledger {first}"), OnFailure::Log, async move {
             let outcome = tokio::select! {
                 biased;
-                outcome = tier.offloader.offload(job, &reader, &record) => outcome,
+                outcome = tier.offloader.offload(jobs, &record) => outcome,
                 () = stop.cancelled() => return,
             };
-            handle.put(Message::Done(Box::new(move |worker| worker.uploaded(ledger, outcome))));
+            handle.put(Message::Done(Box::new(move |worker| worker.uploaded(ledgers, outcome))));
         });
     }
 
-    fn uploaded(&mut self, ledger: LedgerId, outcome: Result<ObjectRef, OffloadError>) {
+    fn uploaded(
+        &mut self,
+        (first, last): (LedgerId, LedgerId),
+        outcome: Result<Vec<ObjectRef>, OffloadError>,
+    ) {
         let now_ms = self.broker.clock.wall_ms();
         let state = &mut self.offloading;
         state.uploading = None;
         state.seen = None;
         match outcome {
-            Ok(object) => {
+            Ok(objects) => {
                 (state.failures, state.failed) = (0, None);
-                state.figures.last_ledger = Some(ledger);
+                state.figures.last_ledger = Some(last);
                 state.figures.last_success_ms = now_ms;
-                tracing::info!(topic = %self.name, %ledger, bytes = object.shape.size, "ledger offloaded");
+                let (ledgers, bytes) = (objects.len(), objects.first().map_or(0, ObjectRef::whole));
+                tracing::info!(topic = %self.name, %first, %last, ledgers, bytes, "offloaded");
             }
             Err(error) => {
                 let pause = RETRY_MS.0.saturating_mul(1 << state.failures.min(10)).min(RETRY_MS.1);
@@ -193,21 +201,24 @@ impl Worker {
                 if state.before.take().is_some() {
                     state.status = Status::Error(error.to_string());
                 }
-                tracing::warn!(topic = %self.name, %ledger, %error, pause, "ledger was not offloaded; it stays on bookies");
+                tracing::warn!(topic = %self.name, %first, %last, %error, pause, "not offloaded; what was to go stays on bookies");
             }
         }
     }
 
     /// Changes the record because the owner itself wants it, unless that is under way.
-    pub(super) fn change_unasked(&mut self, ledger: LedgerId, change: Change) {
-        if self.offloading.changing.insert(ledger) {
-            self.change_offload(ledger, change, None);
+    pub(super) fn change_unasked(&mut self, changes: Vec<(LedgerId, Change)>) {
+        let changing = &mut self.offloading.changing;
+        if !changes.iter().any(|(ledger, _)| changing.contains(ledger)) {
+            changing.extend(changes.iter().map(|(ledger, _)| *ledger));
+            self.change_offload(changes, None);
         }
     }
 
-    fn change_offload(&mut self, ledger: LedgerId, change: Change, answer: Option<Answer>) {
-        let token = self.ledger.change_offload(ledger, change);
-        self.offloading.changes.insert(token, (ledger, answer));
+    fn change_offload(&mut self, changes: Vec<(LedgerId, Change)>, answer: Option<Answer>) {
+        let ledgers = changes.iter().map(|(ledger, _)| *ledger).collect();
+        let token = self.ledger.change_offload(changes);
+        self.offloading.changes.insert(token, (ledgers, answer));
     }
 
     /// Takes the outcome of a change of the record, if it is one of these; else gives it back.
@@ -216,7 +227,7 @@ impl Worker {
         token: ml::Token,
         result: Result<(), ml::ChangeError>,
     ) -> Option<Result<(), ml::ChangeError>> {
-        let Some((ledger, answer)) = self.offloading.changes.remove(&token) else { return Some(result) };
+        let Some((ledgers, answer)) = self.offloading.changes.remove(&token) else { return Some(result) };
         let result = result.map_err(|error| match error {
             ml::ChangeError::Offload(refused) => ChangeError::Refused(refused),
             ml::ChangeError::Dead => ChangeError::Unknown(error.to_string()),
@@ -226,9 +237,9 @@ impl Worker {
             // Whoever asked is gone: the record says what holds.
             Some(answer) => drop(answer.send(result)),
             None => {
-                self.offloading.changing.remove(&ledger);
+                self.offloading.changing.retain(|ledger| !ledgers.contains(ledger));
                 if let Err(error) = result {
-                    tracing::debug!(topic = %self.name, %ledger, %error, "offload state not changed; tried again");
+                    tracing::debug!(topic = %self.name, ?ledgers, %error, "offload state not changed; tried again");
                     self.offloading.wake_at(self.broker.clock.wall_ms() + RETRY_MS.0);
                 }
             }
@@ -257,9 +268,9 @@ impl Worker {
 struct Record(TopicHandle);
 
 impl TopicRecord for Record {
-    fn change(&self, ledger: LedgerId, change: Change) -> BoxFuture<'_, Result<(), ChangeError>> {
+    fn change(&self, changes: Vec<(LedgerId, Change)>) -> BoxFuture<'_, Result<(), ChangeError>> {
         let (send, receive) = oneshot::channel();
-        let ask = move |worker: &mut Worker| worker.change_offload(ledger, change, Some(send));
+        let ask = move |worker: &mut Worker| worker.change_offload(changes, Some(send));
         self.0.put(Message::Done(Box::new(ask)));
         let gone = || Err(ChangeError::Unknown("the topic has left this broker".to_owned()));
         receive.map(move |answer| answer.unwrap_or_else(|_| gone())).boxed()

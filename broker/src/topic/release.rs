@@ -113,7 +113,7 @@ impl Worker {
         match outcome {
             Ok(seen) => {
                 let now_ms = self.broker.clock.wall_ms();
-                self.change_unasked(ledger, Change::Release { seen, now_ms, lag_ms });
+                self.change_unasked(vec![(ledger, Change::Release { seen, now_ms, lag_ms })]);
             }
             Err(error) => {
                 tracing::debug!(topic = %self.name, %ledger, code = %error.code(), %error, "bookie copies stay");

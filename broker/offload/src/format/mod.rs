@@ -10,9 +10,11 @@
 //! | [`block`] | entries in a block, compressed or not |
 //! | [`footer`] | the index of blocks, what the ledger was, the trailer |
 //! | [`attributes`] | who the ledger belongs to |
+//! | [`directory`] | what an object holds that is made of several ledgers |
 
 pub mod attributes;
 pub mod block;
+pub mod directory;
 pub mod footer;
 #[cfg(test)]
 mod tests;

@@ -58,7 +58,7 @@ impl Ahead {
         let reading = |place: &&Place| place.window > 0 && now.saturating_sub(place.seen) < IDLE;
         let others = if known.is_some() { self.places.values().filter(reading).count() as u64 } else { 0 };
         let share = WINDOW_MAX.min(self.budget / (others + 1)).max(RUN.0);
-        let bytes = known.map_or(0, |before| (before.window.max(asked) * GROWTH).min(share));
+        let bytes = known.map_or(0, |before| before.window.max(asked).saturating_mul(GROWTH).min(share));
         let run = match bytes {
             // All that one who is new asks for comes by one request.
             0 => RUN.0,
@@ -97,9 +97,10 @@ impl Ahead {
 mod tests {
     use super::*;
     use crate::key::AttemptId;
+    use crate::state::PartId;
 
     fn at(object: u128, block: usize) -> BlockKey {
-        (AttemptId(object as _), block)
+        (PartId(AttemptId(object as _), 0), block)
     }
 
     #[test]

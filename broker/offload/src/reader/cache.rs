@@ -3,7 +3,7 @@
 
 use super::AHEAD_SHARE;
 use crate::format::block::Entry;
-use crate::key::AttemptId;
+use crate::state::PartId;
 use crate::verify::ObjectError;
 use futures::future::{BoxFuture, Shared};
 use std::collections::{HashMap, VecDeque};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// Bytes that an entry costs in memory beside its payload.
 const ENTRY_BYTES: usize = size_of::<Entry>();
 
-/// A block of an object.
-pub(super) type BlockKey = (AttemptId, usize);
+/// A block of what an object holds of a ledger.
+pub(super) type BlockKey = (PartId, usize);
 /// Entries of a block.
 pub(super) type Block = Arc<Vec<Entry>>;
 /// A run of blocks on its way: all who want one of them wait for the same request.
@@ -93,7 +93,7 @@ impl Cache {
     /// Blocks of a request that is under way; the answer names it.
     pub(super) fn coming(
         &mut self,
-        object: AttemptId,
+        object: PartId,
         blocks: std::ops::Range<usize>,
         bytes: usize,
         flight: &Flight<Run>,
@@ -109,7 +109,7 @@ impl Cache {
     /// The request has ended: its blocks are there, or nowhere.
     pub(super) fn landed(
         &mut self,
-        object: AttemptId,
+        object: PartId,
         blocks: std::ops::Range<usize>,
         bytes: usize,
         id: u64,

@@ -19,9 +19,8 @@ use crate::blob::Blobs;
 use crate::format::HEADER_LEN;
 use crate::format::block::{self, Entry};
 use crate::format::footer::{Footer, Row};
-use crate::key::AttemptId;
 use crate::meters::Meters;
-use crate::state::ObjectRef;
+use crate::state::{ObjectRef, PartId};
 use crate::verify::{self, ObjectError};
 pub use ahead::WINDOW_MAX;
 use ahead::{Ahead, FIRST_MAX, Window};
@@ -50,7 +49,7 @@ pub struct Target {
     pub topic: TopicId,
     /// The ledger.
     pub ledger: LedgerId,
-    /// Its object.
+    /// Its object, and where in that it lies.
     pub object: ObjectRef,
 }
 
@@ -86,8 +85,8 @@ pub struct Room {
 
 #[derive(Default)]
 struct Indexes {
-    known: HashMap<AttemptId, (Flight<Arc<Footer>>, usize)>,
-    order: VecDeque<AttemptId>,
+    known: HashMap<PartId, (Flight<Arc<Footer>>, usize)>,
+    order: VecDeque<PartId>,
     bytes: usize,
 }
 
@@ -210,7 +209,7 @@ impl Reader {
         let next = entries.last().ok_or_else(gone)?.id.next();
         // It goes on where it ended, which may be before what was wanted: what is on its way is left for the next read.
         if let Some(ended) = footer.block_of(next).filter(|_| next.0 < footer.entries) {
-            let object = target.object.attempt;
+            let object = target.object.id();
             self.0.ahead.lock().moved((object, wanted.end), (object, ended));
         }
         Ok(entries)
@@ -226,7 +225,7 @@ impl Reader {
     ) -> Result<Vec<Entry>, ObjectError> {
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for nth in wanted {
-            let found = self.0.cache.lock().get((target.object.attempt, nth));
+            let found = self.0.cache.lock().get((target.object.id(), nth));
             let block = match found {
                 Some(Found::Here(block)) => block,
                 Some(Found::Coming(flight)) if entries.is_empty() => of_run(&flight.await?, nth)?,
@@ -258,7 +257,7 @@ impl Reader {
 
     /// The index; with the object's first blocks, if it has to be fetched.
     async fn index(&self, target: &Target, with_head: bool) -> Result<Arc<Footer>, ObjectError> {
-        let id = target.object.attempt;
+        let id = target.object.id();
         let flight = {
             let mut indexes = self.0.indexes.lock();
             match indexes.known.get(&id) {
@@ -299,7 +298,7 @@ impl Reader {
         (asked, bytes_max): (Range<usize>, u64),
         next: Option<&Target>,
     ) -> Range<usize> {
-        let (object, rows, now) = (target.object.attempt, &footer.rows, self.0.meters.now());
+        let (object, rows, now) = (target.object.id(), &footer.rows, self.0.meters.now());
         let _deciding = self.0.deciding.lock();
         let window = self.0.ahead.lock().take((object, asked.start), bytes_max, now);
         let bytes = if window.bytes == 0 { bytes_max.min(FIRST_MAX) } else { bytes_max };
@@ -318,7 +317,7 @@ impl Reader {
         wanted
     }
 
-    fn missing(&self, object: AttemptId, blocks: Range<usize>) -> Vec<usize> {
+    fn missing(&self, object: PartId, blocks: Range<usize>) -> Vec<usize> {
         let cache = self.0.cache.lock();
         blocks.filter(|nth| !cache.knows((object, *nth))).collect()
     }
@@ -327,7 +326,7 @@ impl Reader {
     fn fetch_ahead(&self, target: &Target, footer: &Arc<Footer>, from: usize, window: Window) {
         let rows = &footer.rows;
         let soon = from..within(rows, from..rows.len(), window.bytes);
-        for run in grouped(rows, &self.missing(target.object.attempt, soon), window.run) {
+        for run in grouped(rows, &self.missing(target.object.id(), soon), window.run) {
             let span = verify::span(&rows[run.clone()]);
             // Small requests ahead cost as much as large ones: they wait until there is a whole one, or the ledger ends. Blocks
             // do not fit a request exactly.
@@ -342,7 +341,7 @@ impl Reader {
 
     /// A reader will go on in this ledger: its index and its first blocks are fetched, and it is expected there.
     fn go_on(&self, next: Target, window: Window, whole: u64) {
-        let id = next.object.attempt;
+        let id = next.object.id();
         if self.0.ahead.lock().expects((id, 0)) {
             let ready = self.0.indexes.lock().known.get(&id).and_then(|(flight, _)| flight.peek().cloned());
             if let Some(Ok(footer)) = ready {
@@ -371,7 +370,7 @@ impl Reader {
     ) -> Flight<Run> {
         let (shared, key, topic) = (self.0.clone(), self.key(target), target.topic);
         let (first, rows) = (blocks.start, footer.rows[blocks.clone()].to_vec());
-        let span = verify::span(&rows);
+        let (span, base) = (verify::span(&rows), target.object.base());
         let bytes = (span.end - span.start) as usize;
         let load = async move {
             // Kept until its blocks were copied out: so long the answer lies in memory.
@@ -379,11 +378,11 @@ impl Reader {
                 Some(turn) => turn,
                 None => shared.in_flight.turn(topic, span.end - span.start).await,
             };
-            let blocks = shared.load(topic, &key, span, &rows).await?;
+            let blocks = shared.load(topic, &key, base + span.start..base + span.end, &rows).await?;
             Ok(Arc::new((first, blocks)))
         };
         let flight: Flight<Run> = load.boxed().shared();
-        let object = target.object.attempt;
+        let object = target.object.id();
         let id = self.0.cache.lock().coming(object, blocks.clone(), bytes, &flight);
         let (shared, landing) = (self.0.clone(), flight.clone());
         self.0.tasks.spawn("offloaded read", OnFailure::Log, async move {
@@ -400,7 +399,7 @@ impl Shared {
         let shape = target.object.shape;
         let _turn = self.in_flight.turn(target.topic, shape.size - shape.footer_offset).await;
         let begun = self.meters.now();
-        let read = verify::footer(&*self.blobs, &key, target.ledger, &shape).await;
+        let read = verify::footer(&*self.blobs, &key, target.ledger, &target.object).await;
         let bytes = shape.size - shape.footer_offset;
         self.count(bytes as usize, read.is_ok());
         self.meters.read_back(target.topic, begun, true, read.is_ok().then_some(bytes));
@@ -411,27 +410,49 @@ impl Shared {
     /// the index is there. A first request that fails is left to those who need its blocks.
     async fn load_with_head(&self, target: Target) -> Result<Footer, ObjectError> {
         let key = target.object.key(&self.cluster, target.topic, target.ledger);
+        if target.object.shape.size <= FIRST_MAX {
+            return self.load_small(target, &key).await;
+        }
         let begin = HEADER_LEN as u64;
         let end = target.object.shape.footer_offset.min(begin + FIRST_MAX);
         let head = async {
             let turn = self.in_flight.turn(target.topic, end - begin).await;
-            self.bytes(target.topic, &key, begin..end).await.map(|head| (head, turn))
+            let base = target.object.base();
+            self.bytes(target.topic, &key, base + begin..base + end).await.map(|head| (head, turn))
         };
         let (footer, head) = tokio::join!(biased; self.load_footer(target), head);
         let footer = footer?;
         let rows = footer.rows.iter().take_while(|row| row.range().end <= end).count();
         if let (Ok((head, _turn)), Some(first)) = (head, footer.rows.first()) {
-            let blocks = if first.offset == begin {
-                opened(&key, &head, &footer.rows[..rows]).await
-            } else {
-                Ok(vec![])
-            };
-            // Damage in them is no damage of the index: who needs them meets it, and tells it.
-            for (nth, block) in blocks.unwrap_or_default().into_iter().enumerate() {
-                self.cache.lock().add((target.object.attempt, nth), block);
-            }
+            let blocks = if first.offset == begin { &footer.rows[..rows] } else { &[] };
+            self.keep(target, &key, &head, blocks).await;
         }
         Ok(footer)
+    }
+
+    /// All of a ledger that is no larger than what a reader's first request brings: index and blocks by one.
+    async fn load_small(&self, target: Target, key: &str) -> Result<Footer, ObjectError> {
+        let (shape, base) = (target.object.shape, target.object.base());
+        let _turn = self.in_flight.turn(target.topic, shape.size).await;
+        let begun = self.meters.now();
+        let read = self.blobs.range(key, base..base + shape.size).await;
+        let footer = read.map_err(ObjectError::from).and_then(|bytes| {
+            let tail = &bytes[shape.footer_offset as usize..];
+            verify::footer_of(key, target.ledger, &shape, tail).map(|footer| (footer, bytes))
+        });
+        self.count(shape.size as usize, footer.is_ok());
+        self.meters.read_back(target.topic, begun, true, footer.is_ok().then_some(shape.size));
+        let (footer, bytes) = footer?;
+        self.keep(target, key, &bytes.slice(HEADER_LEN..), &footer.rows).await;
+        Ok(footer)
+    }
+
+    /// Keeps a ledger's first blocks, which came with its index. Damage in them is no damage of the index: who needs them meets it,
+    /// and tells it.
+    async fn keep(&self, target: Target, key: &str, bytes: &Bytes, rows: &[Row]) {
+        for (nth, block) in opened(key, bytes, rows).await.unwrap_or_default().into_iter().enumerate() {
+            self.cache.lock().add((target.object.id(), nth), block);
+        }
     }
 
     async fn load(
@@ -462,7 +483,7 @@ impl Shared {
 }
 
 impl Indexes {
-    fn insert(&mut self, id: AttemptId, flight: Flight<Arc<Footer>>, bytes: usize, limit: usize) {
+    fn insert(&mut self, id: PartId, flight: Flight<Arc<Footer>>, bytes: usize, limit: usize) {
         self.known.insert(id, (flight, bytes));
         self.order.push_back(id);
         self.bytes += bytes;
@@ -473,13 +494,13 @@ impl Indexes {
         }
     }
 
-    fn forget(&mut self, id: AttemptId) {
+    fn forget(&mut self, id: PartId) {
         if let Some((_, bytes)) = self.known.remove(&id) {
             self.bytes -= bytes;
         }
     }
 
-    fn remove(&mut self, id: AttemptId) {
+    fn remove(&mut self, id: PartId) {
         self.forget(id);
         self.order.retain(|other| *other != id);
     }
@@ -504,7 +525,7 @@ async fn opened(key: &str, bytes: &Bytes, rows: &[Row]) -> Result<Vec<Block>, Ob
 /// Where a reader of so many bytes ends that begins with the first of these blocks: at least one.
 fn within(rows: &[Row], blocks: Range<usize>, bytes: u64) -> usize {
     let Some(first) = rows.get(blocks.start).filter(|_| bytes > 0) else { return blocks.start };
-    let inside = |row: &Row| row.offset < first.offset + bytes;
+    let inside = |row: &Row| row.offset < first.offset.saturating_add(bytes);
     blocks.start + rows[blocks].iter().take_while(|row| inside(row)).count().max(1)
 }
 

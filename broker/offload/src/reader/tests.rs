@@ -4,6 +4,7 @@ use super::*;
 use crate::blob::sim::{Fault, Faults, SimBlobs};
 use crate::format::attributes::Attributes;
 use crate::format::block::Compression;
+use crate::key::AttemptId;
 use crate::writer::{Closed, ObjectWriter, Sourced};
 use geminga_common::clock::SystemClock;
 use geminga_common::ids::{MessageIndex, OwnerEpoch};
@@ -47,7 +48,7 @@ async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Ri
     }
     let (last, shape) = writer.finish().unwrap();
     parts.push(last);
-    let object = ObjectRef { attempt: AttemptId(3), begun_ms: 0, shape };
+    let object = ObjectRef { attempt: AttemptId(3), begun_ms: 0, shape, part: None };
     let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
     let key = object.key("c", target.topic, target.ledger);
     blobs.put(&key, parts, u64::MAX).await.unwrap();

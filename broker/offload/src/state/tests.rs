@@ -4,11 +4,11 @@ use super::*;
 use proptest::prelude::*;
 
 fn attempt(id: u64) -> Attempt {
-    Attempt { id: AttemptId(id), begun_ms: 5, settled_ms: 100, owner_epoch: OwnerEpoch(1) }
+    Attempt { id: AttemptId(id), begun_ms: 5, settled_ms: 100, owner_epoch: OwnerEpoch(1), together: None }
 }
 
 fn seen(id: u64) -> Seen {
-    Seen::of(AttemptId(id))
+    Seen::of(&ObjectRef { attempt: AttemptId(id), begun_ms: 5, shape: shape(), part: None })
 }
 
 fn shape() -> Shape {
@@ -19,7 +19,7 @@ fn shape() -> Shape {
 fn a_ledger_goes_its_way() {
     let prepared = Offload::Bookies.apply(&Change::Prepare(attempt(1))).unwrap();
     assert_eq!((prepared.garbage, prepared.bury), (None, false));
-    let committed = prepared.next.apply(&Change::Commit(AttemptId(1), shape(), 1_000)).unwrap();
+    let committed = prepared.next.apply(&Change::Commit(AttemptId(1), shape(), None, 1_000)).unwrap();
     assert_eq!((committed.garbage, committed.bury), (None, false));
     let early = Change::Release { seen: seen(1), now_ms: 1_599, lag_ms: 600 };
     assert_eq!(committed.next.apply(&early), Err(Refused::StillNeeded));
@@ -40,7 +40,7 @@ fn an_attempt_that_is_given_up_leaves_garbage_for_when_it_has_settled() {
     assert_eq!(again.next.attempt(), Some(AttemptId(2)));
     let garbage = again.garbage.unwrap();
     assert_eq!((garbage.attempt, garbage.not_before_ms), (AttemptId(1), 100));
-    let late = again.next.apply(&Change::Commit(AttemptId(1), shape(), 0));
+    let late = again.next.apply(&Change::Commit(AttemptId(1), shape(), None, 0));
     assert_eq!(late, Err(Refused::OtherAttempt));
     let abandoned = again.next.apply(&Change::Abandon(AttemptId(2))).unwrap();
     assert_eq!(
@@ -63,7 +63,7 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         id.clone().prop_map(|id| Change::Prepare(attempt(id))),
         id.clone().prop_map(|id| Change::Abandon(AttemptId(id))),
-        (id, 0_u64..50).prop_map(|(id, at)| Change::Commit(AttemptId(id), shape(), at)),
+        (id, 0_u64..50).prop_map(|(id, at)| Change::Commit(AttemptId(id), shape(), None, at)),
         (0_u64..4, 0_u64..100, 0_u64..30).prop_map(|(id, now_ms, lag_ms)| Change::Release {
             seen: seen(id),
             now_ms,

@@ -83,9 +83,9 @@ impl Blobs for Doorway {
 }
 
 /// A world behind a doorway, its store claimed.
-async fn world(part_bytes: u64) -> (World, Arc<Doorway>) {
+async fn world(part_bytes: u64, ledgers: u64) -> (World, Arc<Doorway>) {
     let mut doorway = None;
-    let world = World::over(part_bytes, |right, meta| {
+    let world = World::over(part_bytes, ledgers, |right, meta| {
         let (other, plan) = (SimBlobs::default(), Mutex::default());
         let door = doorway.insert(Arc::new(Doorway { right, other, plan })).clone();
         let place = Place { cluster: "c".to_owned(), here: "file:///mnt/store".to_owned() };
@@ -100,15 +100,15 @@ async fn world(part_bytes: u64) -> (World, Arc<Doorway>) {
 
 /// An offload and a release with the store away for each run of requests. Answers schedules, those that were released at once, and
 /// what the first bad one lost.
-async fn explore(part_bytes: u64) -> (usize, usize, Option<String>) {
-    let (calm, doorway) = world(part_bytes).await;
+async fn explore(part_bytes: u64, ledgers: u64) -> (usize, usize, Option<String>) {
+    let (calm, doorway) = world(part_bytes, ledgers).await;
     calm.offload_and_release().await;
     assert!(!calm.state().on_bookies());
     let requests = doorway.away(0..0);
     let (mut schedules, mut at_once) = (0, 0);
     for from in 0..requests {
         for until in from + 1..=requests + 1 {
-            let (world, doorway) = world(part_bytes).await;
+            let (world, doorway) = world(part_bytes, ledgers).await;
             // The last of them stays away as long as anything is asked.
             let until = if until > requests { usize::MAX } else { until };
             doorway.away(from..until);
@@ -133,11 +133,13 @@ async fn explore(part_bytes: u64) -> (usize, usize, Option<String>) {
 
 #[tokio::test]
 async fn nothing_is_lost_while_another_store_answers_and_all_goes_on_when_the_right_one_is_back() {
-    for part_bytes in [1 << 20, 700] {
-        let (schedules, at_once, lost) = explore(part_bytes).await;
+    for (part_bytes, ledgers) in [(1 << 20, 1), (700, 1), (1 << 20, 3)] {
+        let (schedules, at_once, lost) = explore(part_bytes, ledgers).await;
         assert_eq!(lost, None);
         assert!(schedules > 50 && at_once < schedules, "{schedules} schedules, {at_once} released");
-        println!("parts of {part_bytes}: {schedules} schedules, {at_once} of them released meanwhile");
+        println!(
+            "{ledgers} ledgers, parts of {part_bytes}: {schedules} schedules, {at_once} of them released meanwhile"
+        );
     }
 }
 
@@ -149,7 +151,7 @@ async fn the_museum_of_stores_that_go_away_is_caught() {
     for mutant in [Mutant::TrustFirstLook, Mutant::ReleaseUnseen] {
         for part_bytes in [1 << 20, 700] {
             let back = bring_back(mutant);
-            let (schedules, _, lost) = explore(part_bytes).await;
+            let (schedules, _, lost) = explore(part_bytes, 1).await;
             drop(back);
             println!("{mutant:?}: caught after {schedules}: {lost:?}");
             assert!(lost.is_some(), "{mutant:?} was not caught in {schedules} schedules");
@@ -160,8 +162,8 @@ async fn the_museum_of_stores_that_go_away_is_caught() {
 #[tokio::test]
 async fn copies_stay_when_the_object_has_gone_or_changed_since_it_was_verified() {
     for damage in [true, false] {
-        let (world, doorway) = world(1 << 20).await;
-        let object = world.offload_once().await.unwrap();
+        let (world, doorway) = world(1 << 20, 1).await;
+        let object = world.offload_once().await.unwrap()[0];
         let key = world.key_of(&object);
         if damage {
             doorway.right.tamper(&key, |bytes| {

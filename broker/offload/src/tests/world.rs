@@ -1,4 +1,4 @@
-//! One topic with one closed ledger, its record, its store, its bookies: small enough to be looked at after every step.
+//! One topic with one closed ledger, or several that go as one object, its record, its store, its bookies: small enough to be looked at after every step.
 
 use crate::blob::sim::{Fault, Faults, SimBlobs};
 use crate::blob::{Answer, BlobError, Blobs, Listed, Part, UploadId};
@@ -9,9 +9,10 @@ use crate::key::{self, AttemptId};
 use crate::meters::Meters;
 use crate::offloader::{ChangeError, Job, OffloadError, Offloader, Source, TopicRecord};
 use crate::release::{self, Held};
-use crate::state::{Change, ObjectRef, Offload, Seen};
+use crate::state::chain::{Thrown, plan, unnamed};
+use crate::state::{Change, ObjectRef, Offload, Part as OfObject, Seen};
 use crate::verify;
-use crate::writer::{Closed, Sourced};
+use crate::writer::{Closed, Shape, Sourced};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -25,12 +26,15 @@ use geminga_common::metadata::{
 };
 use geminga_common::rng::Rng;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 const LEDGER: LedgerId = LedgerId(7);
+/// Entries of a ledger.
+const ENTRIES: u64 = 20;
 const TOPIC: TopicId = TopicId(3);
 const RECORD: &str = "/geminga/c/v1/t/topic";
 /// How far the store's clock is behind ours: as far as a store may be that takes our requests at all.
@@ -187,7 +191,7 @@ impl Blobs for Tampering {
 struct Handle {
     meta: Arc<DoubtfulMeta>,
     keys: Keys,
-    known: Mutex<Option<(Offload, Revision)>>,
+    known: Mutex<Option<(Ledgers, Revision)>>,
 }
 
 impl Handle {
@@ -197,35 +201,62 @@ impl Handle {
         let known = Mutex::new(Some((decoded(&record), record.mod_revision)));
         Self { meta: meta.clone(), keys: keys.clone(), known }
     }
+
+    async fn change_one(&self, ledger: LedgerId, change: Change) -> Result<(), ChangeError> {
+        self.change(vec![(ledger, change)]).await
+    }
 }
 
-fn decoded(record: &Record) -> Offload {
-    // The first byte tells that there is a record, as an empty state has no bytes.
-    if record.value.len() == 1 { Offload::Bookies } else { Offload::decode(&record.value[1..]).unwrap() }
+/// The closed ledgers of the topic, and where each is.
+type Ledgers = BTreeMap<LedgerId, Offload>;
+
+fn decoded(record: &Record) -> Ledgers {
+    let (mut rest, mut ledgers) = (&record.value[..], Ledgers::new());
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let ledger = LedgerId(u64::from_be_bytes(head[..8].try_into().unwrap()));
+        let (state, after) = after.split_at(usize::from(head[8]));
+        let state = if state.is_empty() { Offload::Bookies } else { Offload::decode(state).unwrap() };
+        ledgers.insert(ledger, state);
+        rest = after;
+    }
+    ledgers
 }
 
-fn encoded(state: &Offload) -> Bytes {
-    [&[1][..], &state.encode().unwrap_or_default()].concat().into()
+fn encoded(ledgers: &Ledgers) -> Bytes {
+    let mut out = Vec::new();
+    for (ledger, state) in ledgers {
+        let state = state.encode().unwrap_or_default();
+        out.extend_from_slice(&ledger.0.to_be_bytes());
+        out.push(u8::try_from(state.len()).unwrap());
+        out.extend_from_slice(&state);
+    }
+    out.into()
+}
+
+fn garbage_ops<'a>(keys: &'a Keys, thrown: Vec<Thrown>) -> impl Iterator<Item = Op> + 'a {
+    let op = |(ledger, garbage): Thrown| {
+        Op::put(keys.object_garbage(garbage.attempt.0), garbage.encode(TOPIC, ledger))
+    };
+    thrown.into_iter().map(op)
 }
 
 impl TopicRecord for Handle {
-    fn change(&self, ledger: LedgerId, change: Change) -> BoxFuture<'_, Result<(), ChangeError>> {
+    fn change(&self, changes: Vec<(LedgerId, Change)>) -> BoxFuture<'_, Result<(), ChangeError>> {
         async move {
             let known = self.known.lock().clone();
-            let Some((state, revision)) = known else { return Err(ChangeError::Unknown("dead".into())) };
-            let step = state.apply(&change).map_err(ChangeError::Refused)?;
-            let mut ops = vec![Op::put(RECORD, encoded(&step.next))];
-            if let Some(garbage) = &step.garbage {
-                let key = self.keys.object_garbage(garbage.attempt.0);
-                ops.push(Op::put(key, garbage.encode(TOPIC, ledger)));
-            }
-            if step.bury {
-                ops.push(Op::put(self.keys.tombstone(ledger), "tombstone"));
-            }
+            let Some((mut ledgers, revision)) = known else {
+                return Err(ChangeError::Unknown("dead".into()));
+            };
+            let planned = plan(ledgers.iter().map(|(ledger, state)| (*ledger, state)), &changes);
+            let planned = planned.map_err(ChangeError::Refused)?;
+            ledgers.extend(planned.next);
+            let mut ops = vec![Op::put(RECORD, encoded(&ledgers))];
+            ops.extend(garbage_ops(&self.keys, unnamed(planned.garbage, ledgers.values())));
+            ops.extend(planned.bury.iter().map(|ledger| Op::put(self.keys.tombstone(*ledger), "tombstone")));
             let compares = vec![Compare::ModRevision(RECORD.to_owned(), revision)];
             match self.meta.txn(Txn { compares, ops }).await {
                 Ok(TxnOutcome::Committed(revision)) => {
-                    *self.known.lock() = Some((step.next, revision));
+                    *self.known.lock() = Some((ledgers, revision));
                     Ok(())
                 }
                 Err(MetaError::Unavailable(why)) => Err(ChangeError::NotWritten(why)),
@@ -260,20 +291,23 @@ pub(super) struct World {
     offloader: Offloader,
     source: Entries,
     closed: Closed,
+    ledgers: u64,
     epoch: AtomicU64,
     broken: Mutex<Option<String>>,
 }
 
 impl World {
-    pub(super) fn new(part_bytes: u64) -> Self {
+    /// So many ledgers, which go as one object, over uploads in parts of so many bytes.
+    pub(super) fn new(part_bytes: u64, ledgers: u64) -> Self {
         let tamper = Arc::new(AtomicBool::new(false));
         let on = tamper.clone();
-        Self { tamper, ..Self::over(part_bytes, |inner, _| Arc::new(Tampering { inner, on })) }
+        Self { tamper, ..Self::over(part_bytes, ledgers, |inner, _| Arc::new(Tampering { inner, on })) }
     }
 
     /// A world whose store is reached in a way of its own.
     pub(super) fn over(
         part_bytes: u64,
+        ledgers: u64,
         way: impl FnOnce(SimBlobs, Arc<DoubtfulMeta>) -> Arc<dyn Blobs>,
     ) -> Self {
         let faults = Faults::default();
@@ -281,15 +315,15 @@ impl World {
         let blobs = SimBlobs::new(faults.clone());
         let inner = Arc::new(MemoryStore::new(clock.clone()));
         let meta = Arc::new(DoubtfulMeta::new(inner.clone(), faults.clone()));
-        let made =
-            inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&Offload::Bookies))] });
+        let fresh = (0..ledgers).map(|nth| (LedgerId(LEDGER.0 + nth), Offload::Bookies)).collect();
+        let made = inner.txn(Txn { compares: Vec::new(), ops: vec![Op::put(RECORD, encoded(&fresh))] });
         made.now_or_never().expect("memory answers at once").unwrap();
         let config =
             Config { part_size: ByteSize(part_bytes), block_size: ByteSize(300), ..Config::default() };
         let store = way(blobs.clone(), meta.clone());
         let meters = Meters::new(clock.clone());
         let offloader = Offloader::new(store.clone(), clock.clone(), Rng::seeded(5), config, meters);
-        let source = Entries((0..20).map(sourced).collect());
+        let source = Entries((0..ENTRIES).map(sourced).collect());
         let length = source.0.iter().map(|s| s.entry.size() as u64).sum();
         Self {
             faults,
@@ -300,7 +334,8 @@ impl World {
             clock,
             store,
             offloader,
-            closed: Closed { entries: 20, length },
+            closed: Closed { entries: ENTRIES, length },
+            ledgers,
             source,
             epoch: AtomicU64::new(1),
             broken: Mutex::default(),
@@ -311,13 +346,13 @@ impl World {
         self.tamper.store(true, Ordering::Relaxed);
     }
 
-    fn job(&self) -> Job {
+    fn job(&self, ledger: LedgerId) -> Job {
         let attributes = Attributes {
             cluster: "c".to_owned(),
             topic: None,
             topic_id: TOPIC,
-            ledger: LEDGER,
-            first_index: MessageIndex(0),
+            ledger,
+            first_index: MessageIndex((ledger.0 - LEDGER.0) * ENTRIES),
             closed_ms: 0,
             owner_epoch: OwnerEpoch(self.epoch.load(Ordering::Relaxed)),
             attempt: 0,
@@ -326,11 +361,12 @@ impl World {
         Job { attributes, closed: self.closed }
     }
 
-    /// An owner opens the topic and offloads the ledger.
-    pub(super) async fn offload_once(&self) -> Result<ObjectRef, OffloadError> {
+    /// An owner opens the topic and offloads what ledgers there are, as one object.
+    pub(super) async fn offload_once(&self) -> Result<Vec<ObjectRef>, OffloadError> {
         self.epoch.fetch_add(1, Ordering::Relaxed);
         let handle = Handle::open(&self.meta, &self.keys).await;
-        self.offloader.offload(self.job(), &self.source, &handle).await
+        let ledgers = self.states().into_keys().map(|ledger| (self.job(ledger), &self.source)).collect();
+        self.offloader.offload(ledgers, &handle).await
     }
 
     /// Runs something until it ends or the fault kills it; answers the steps it took. What was late happens then.
@@ -357,18 +393,49 @@ impl World {
     /// told again, another offload of an offloaded ledger, a release that is not due.
     pub(super) async fn settle(&self) {
         let handle = Handle::open(&self.meta, &self.keys).await;
-        let attempt = self.state().attempt().unwrap_or(AttemptId(0));
-        let early =
-            Change::Release { seen: Seen::of(attempt), now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
-        let _refused = handle.change(LEDGER, early).await;
-        if let Some(object) = self.state().object() {
-            let again = Change::Commit(object.attempt, object.shape, self.clock.wall_ms());
-            let _refused = handle.change(LEDGER, again).await;
+        for (ledger, state) in self.states() {
+            self.ask_what_is_refused(&handle, ledger, &state).await;
         }
-        if let Offload::Prepared(attempt) = self.state() {
-            let _doubt = handle.change(LEDGER, Change::Abandon(attempt.id)).await;
-        }
+        self.give_up(&handle).await;
         drop(self.offload_once().await);
+    }
+
+    async fn ask_what_is_refused(&self, handle: &Handle, ledger: LedgerId, state: &Offload) {
+        let nothing = Shape { size: 0, footer_offset: 0, footer_crc: 0 };
+        let attempt = state.attempt().unwrap_or(AttemptId(0));
+        let object = state.object().copied();
+        let object = object.unwrap_or(ObjectRef { attempt, begun_ms: 0, shape: nothing, part: None });
+        let early =
+            Change::Release { seen: Seen::of(&object), now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+        let _refused = handle.change_one(ledger, early).await;
+        if let Some(object) = state.object() {
+            let again = Change::Commit(object.attempt, object.shape, object.part, self.clock.wall_ms());
+            let _refused = handle.change_one(ledger, again).await;
+        }
+        // What several share is not given up, or committed, for one of them.
+        if let Offload::Prepared(attempt) = state
+            && let Some(first) = attempt.together
+        {
+            let part = Some(OfObject { first, offset: 0, whole: 0 });
+            for change in [Change::Abandon(attempt.id), Change::Commit(attempt.id, nothing, part, 0)] {
+                let done = handle.change_one(ledger, change).await;
+                if self.ledgers > 1 && self.states().len() > 1 && done.is_ok() {
+                    self.breaks(format!("ledger {ledger} alone left what others share: {attempt:?}"));
+                }
+            }
+        }
+    }
+
+    /// Gives up what is under way, as a new owner does.
+    async fn give_up(&self, handle: &Handle) {
+        let under_way = |(ledger, state): (LedgerId, Offload)| match state {
+            Offload::Prepared(attempt) => Some((ledger, Change::Abandon(attempt.id))),
+            _ => None,
+        };
+        let changes: Vec<_> = self.states().into_iter().filter_map(under_way).collect();
+        if !changes.is_empty() {
+            let _doubt = handle.change(changes).await;
+        }
     }
 
     /// What a topic sees later: an offload that works, the release of bookie copies, sweeps, the removal of the topic, sweeps.
@@ -388,6 +455,13 @@ impl World {
                 if fault.is_none() {
                     self.nothing_but_the_referenced();
                 }
+                // One after the other leaves the topic; the object goes with the last.
+                for _ in 1..self.ledgers {
+                    self.trim().await;
+                    self.look("trimmed");
+                    self.pass_time().await;
+                    self.look("trimmed and swept");
+                }
                 self.remove_topic().await;
             }
             self.pass_time().await;
@@ -396,15 +470,16 @@ impl World {
         .await
     }
 
-    /// Lets the bookie copies go if all is as it should be; answers whether that was asked for.
-    pub(super) async fn release(&self) -> bool {
+    /// Lets the bookie copies go of each ledger whose object is as it should be.
+    pub(super) async fn release(&self) {
         let handle = Handle::open(&self.meta, &self.keys).await;
-        let Some(object) = self.state().object().copied() else { return false };
-        let held = Held { topic: TOPIC, ledger: LEDGER, closed: self.closed, object };
-        let Ok(seen) = release::look(&*self.store, "c", &held).await else { return false };
-        let release = Change::Release { seen, now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
-        let _doubt = handle.change(LEDGER, release).await;
-        true
+        for (ledger, state) in self.states() {
+            let Some(object) = state.object().copied() else { continue };
+            let held = Held { topic: TOPIC, ledger, closed: self.closed, object };
+            let Ok(seen) = release::look(&*self.store, "c", &held).await else { continue };
+            let release = Change::Release { seen, now_ms: self.clock.wall_ms(), lag_ms: 600_000 };
+            let _doubt = handle.change_one(ledger, release).await;
+        }
     }
 
     /// Makes sure that the store may be used.
@@ -415,9 +490,7 @@ impl World {
     /// An owner that gives up what it finds under way, offloads the ledger if it is not, waits for the lag, and lets copies go.
     pub(super) async fn offload_and_release(&self) {
         let handle = Handle::open(&self.meta, &self.keys).await;
-        if let Offload::Prepared(attempt) = self.state() {
-            let _doubt = handle.change(LEDGER, Change::Abandon(attempt.id)).await;
-        }
+        self.give_up(&handle).await;
         drop(self.offload_once().await);
         self.clock.advance(STEPS.0 * STEPS.1 as u32);
         self.release().await;
@@ -468,15 +541,29 @@ impl World {
         (swept.failed == 0).then_some(swept.waiting)
     }
 
+    /// The first ledger leaves the topic.
+    async fn trim(&self) {
+        self.leave(1).await;
+    }
+
     async fn remove_topic(&self) {
-        let record = self.meta.inner.get(RECORD).await.unwrap();
-        let Some(record) = record else { return };
-        let (garbage, bury) = decoded(&record).remove(self.clock.wall_ms(), 600_000);
-        let mut ops = vec![Op::delete(RECORD)];
-        ops.extend(garbage.map(|g| Op::put(self.keys.object_garbage(g.attempt.0), g.encode(TOPIC, LEDGER))));
-        if bury {
-            ops.push(Op::put(self.keys.tombstone(LEDGER), "tombstone"));
+        self.leave(usize::MAX).await;
+    }
+
+    /// The first ledgers leave the topic; with the last of them it goes itself.
+    async fn leave(&self, count: usize) {
+        let Some(record) = self.meta.inner.get(RECORD).await.unwrap() else { return };
+        let mut ledgers = decoded(&record);
+        let (mut thrown, mut ops) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let Some((ledger, state)) = ledgers.pop_first() else { break };
+            let (garbage, bury) = state.remove(self.clock.wall_ms(), 600_000);
+            thrown.extend(garbage.map(|garbage| (state.named_by(ledger), garbage)));
+            ops.extend(bury.then(|| Op::put(self.keys.tombstone(ledger), "tombstone")));
         }
+        let gone = ledgers.is_empty();
+        ops.push(if gone { Op::delete(RECORD) } else { Op::put(RECORD, encoded(&ledgers)) });
+        ops.extend(garbage_ops(&self.keys, unnamed(thrown, ledgers.values())));
         let compares = vec![Compare::ModRevision(RECORD.to_owned(), record.mod_revision)];
         let _doubt = self.meta.txn(Txn { compares, ops }).await;
     }
@@ -485,8 +572,13 @@ impl World {
         self.meta.inner.get(key).now_or_never().expect("memory answers at once").unwrap()
     }
 
+    fn states(&self) -> Ledgers {
+        self.stored(RECORD).map_or_else(Ledgers::new, |record| decoded(&record))
+    }
+
+    /// The state of the first ledger.
     pub(super) fn state(&self) -> Offload {
-        self.stored(RECORD).map_or(Offload::Bookies, |record| decoded(&record))
+        self.states().into_values().next().unwrap_or_default()
     }
 
     fn breaks(&self, what: String) {
@@ -498,16 +590,35 @@ impl World {
         if self.stored(RECORD).is_none() {
             return;
         }
-        let state = self.state();
-        let buried = self.stored(&self.keys.tombstone(LEDGER)).is_some();
+        for (ledger, state) in self.states() {
+            self.look_at(when, ledger, &state);
+        }
+        // Ledgers that share an attempt have got equally far.
+        let mut stages: BTreeMap<AttemptId, bool> = BTreeMap::new();
+        for state in self.states().values() {
+            let Some(attempt) = state.attempt() else { continue };
+            let is_prepared = matches!(state, Offload::Prepared(_));
+            if *stages.entry(attempt).or_insert(is_prepared) != is_prepared {
+                self.breaks(format!("{when}: one ledger of {attempt:?} is committed, another is not"));
+            }
+        }
+    }
+
+    fn look_at(&self, when: &str, ledger: LedgerId, state: &Offload) {
+        let buried = self.stored(&self.keys.tombstone(ledger)).is_some();
         if state.on_bookies() == buried {
-            self.breaks(format!("{when}: {state:?}, but the ledger is tombstoned: {buried}"));
+            self.breaks(format!("{when}: {state:?}, but ledger {ledger} is tombstoned: {buried}"));
+        }
+        if let Some(attempt) = state.attempt()
+            && self.stored(&self.keys.object_garbage(attempt.0)).is_some()
+        {
+            self.breaks(format!("{when}: what ledger {ledger} references counts as garbage"));
         }
         if let Some(object) = state.object() {
-            let key = object.key("c", TOPIC, LEDGER);
+            let key = object.key("c", TOPIC, ledger);
             // The observer's reads are no steps of the protocol.
             let observer = self.blobs.observer();
-            let whole = verify::whole(&observer, &key, LEDGER, self.closed, &object.shape);
+            let whole = verify::whole(&observer, &key, ledger, self.closed, object);
             let mut whole = Box::pin(whole);
             let read = loop {
                 if let Some(read) = whole.as_mut().now_or_never() {
@@ -515,20 +626,17 @@ impl World {
                 }
             };
             if let Err(error) = read {
-                self.breaks(format!("{when}: a referenced object cannot be read: {error}"));
-            }
-            let garbage = self.stored(&self.keys.object_garbage(object.attempt.0));
-            if garbage.is_some() {
-                self.breaks(format!("{when}: a referenced object counts as garbage"));
+                self.breaks(format!("{when}: what ledger {ledger} references cannot be read: {error}"));
             }
         }
     }
 
     /// Past every deadline and a sweep: no object and no upload beyond what the record references.
     fn nothing_but_the_referenced(&self) {
-        let referenced = self.state().object().map(|object| object.key("c", TOPIC, LEDGER));
+        let key = |(ledger, state): (LedgerId, Offload)| Some(state.object()?.key("c", TOPIC, ledger));
+        let referenced: Vec<_> = self.states().into_iter().filter_map(key).collect();
         let there = self.blobs.keys();
-        if there.iter().any(|key| Some(key) != referenced.as_ref()) || self.blobs.uploads_open() > 0 {
+        if there.iter().any(|key| !referenced.contains(key)) || self.blobs.uploads_open() > 0 {
             let uploads = self.blobs.uploads_open();
             self.breaks(format!("leaked: {there:?} and {uploads} uploads, referenced: {referenced:?}"));
         }

@@ -7,14 +7,24 @@ use geminga_offload::offloader::{ChangeError as Doubt, OffloadError, TopicRecord
 use geminga_offload::state::{Change as OffloadChange, ObjectRef, Offload, Seen};
 use tokio::sync::oneshot;
 
-type Asked = (LedgerId, OffloadChange, oneshot::Sender<Result<(), Doubt>>);
+/// Nothing is offloaded by itself.
+pub(super) const RULES: offload::Rules = offload::Rules {
+    bytes_max: None,
+    age_max_ms: None,
+    lag_ms: 0,
+    before: None,
+    uploading: None,
+    together: geminga_offload::config::Together { below: 0, size: 0, age_ms: 0 },
+};
+
+type Asked = (Vec<(LedgerId, OffloadChange)>, oneshot::Sender<Result<(), Doubt>>);
 
 struct Record(mpsc::Sender<Asked>);
 
 impl TopicRecord for Record {
-    fn change(&self, ledger: LedgerId, change: OffloadChange) -> BoxFuture<'_, Result<(), Doubt>> {
+    fn change(&self, changes: Vec<(LedgerId, OffloadChange)>) -> BoxFuture<'_, Result<(), Doubt>> {
         let (send, receive) = oneshot::channel();
-        let asked = self.0.try_send((ledger, change, send));
+        let asked = self.0.try_send((changes, send));
         assert!(asked.is_ok(), "the owner listens");
         receive.map(|answer| answer.unwrap_or(Err(Doubt::Unknown("gone".into())))).boxed()
     }
@@ -65,16 +75,24 @@ impl Story {
         owner: &mut Owner,
         ledger: LedgerId,
     ) -> Result<ObjectRef, OffloadError> {
-        let (job, reader) = owner.ml.offload_job(ledger).unwrap();
+        self.offload_together(owner, &[ledger]).await.map(|objects| objects[0])
+    }
+
+    pub(super) async fn offload_together(
+        &self,
+        owner: &mut Owner,
+        ledgers: &[LedgerId],
+    ) -> Result<Vec<ObjectRef>, OffloadError> {
+        let jobs = ledgers.iter().map(|ledger| owner.ml.offload_job(*ledger).unwrap()).collect();
         let (send, mut asked) = mpsc::channel(8);
         let record = Record(send);
-        let run = self.tier().offloader.offload(job, &reader, &record);
+        let run = self.tier().offloader.offload::<offload::LedgerReader>(jobs, &record);
         tokio::pin!(run);
         loop {
             tokio::select! {
                 outcome = &mut run => return outcome,
-                Some((ledger, change, answer)) = asked.recv() => {
-                    let token = owner.ml.change_offload(ledger, change);
+                Some((changes, answer)) = asked.recv() => {
+                    let token = owner.ml.change_offload(changes);
                     let result = owner.changed(token).await;
                     let result = result.map_err(|error| match error {
                         ChangeError::Offload(refused) => Doubt::Refused(refused),
@@ -86,7 +104,7 @@ impl Story {
         }
     }
 
-    async fn release(&self, owner: &mut Owner, ledger: LedgerId) -> Result<(), ChangeError> {
+    pub(super) async fn release(&self, owner: &mut Owner, ledger: LedgerId) -> Result<(), ChangeError> {
         let seen = self.seen(owner, ledger).await;
         self.release_as(owner, ledger, seen).await
     }
@@ -98,7 +116,7 @@ impl Story {
 
     async fn release_as(&self, owner: &mut Owner, ledger: LedgerId, seen: Seen) -> Result<(), ChangeError> {
         let change = OffloadChange::Release { seen, now_ms: self.rig.clock.wall_ms(), lag_ms: 0 };
-        let token = owner.ml.change_offload(ledger, change);
+        let token = owner.ml.change_offload(vec![(ledger, change)]);
         owner.changed(token).await
     }
 
@@ -116,7 +134,7 @@ impl Story {
     }
 
     /// Waits until every tombstone has been seen to.
-    async fn buried(&self) {
+    pub(super) async fn buried(&self) {
         let prefix = self.rig.deps.keys.tombstones_prefix();
         for _ in 0..1000 {
             if self.rig.meta.inner.list(&prefix, None, 1).await.unwrap().is_empty() {
@@ -133,7 +151,7 @@ impl Story {
     }
 
     /// Another owner, with nothing in memory.
-    async fn reopened(&self, mut owner: Owner) -> Owner {
+    pub(super) async fn reopened(&self, mut owner: Owner) -> Owner {
         let token = owner.ml.close();
         owner.changed(token).await.unwrap();
         self.rig.open().await
@@ -192,18 +210,18 @@ impl Story {
     /// Offloads and releases while outputs of other requests are kept.
     async fn offload_quietly(&self, owner: &mut Owner, ledger: LedgerId) {
         let mut kept = Vec::new();
-        let (job, reader) = owner.ml.offload_job(ledger).unwrap();
+        let jobs = vec![owner.ml.offload_job(ledger).unwrap()];
         let (send, mut asked) = mpsc::channel(8);
         let record = Record(send);
-        let run = self.tier().offloader.offload(job, &reader, &record);
+        let run = self.tier().offloader.offload(jobs, &record);
         tokio::pin!(run);
         let mut waiting: BTreeMap<Token, oneshot::Sender<Result<(), Doubt>>> = BTreeMap::new();
         let mut out = Vec::new();
         let object = loop {
             tokio::select! {
                 outcome = &mut run => break outcome.unwrap(),
-                Some((ledger, change, answer)) = asked.recv() => {
-                    waiting.insert(owner.ml.change_offload(ledger, change), answer);
+                Some((changes, answer)) = asked.recv() => {
+                    waiting.insert(owner.ml.change_offload(changes), answer);
                 }
                 Some(event) = owner.mailbox.recv() => {
                     // What was fetched meanwhile is held back.
@@ -224,7 +242,7 @@ impl Story {
                 }
             }
         };
-        assert!(object.shape.size > 0);
+        assert!(object[0].shape.size > 0);
         self.release(owner, ledger).await.unwrap();
         self.buried().await;
         assert_eq!(kept.len(), 1);
@@ -292,14 +310,11 @@ async fn an_attempt_of_a_dead_owner_is_given_up_by_the_next() {
     story.faults.plan(None);
     assert_eq!(story.blobs.keys().len(), 1);
     let mut owner = story.reopened(owner).await;
-    let rules =
-        offload::Rules { bytes_max: None, age_max_ms: None, lag_ms: 0, before: None, uploading: None };
-    let due = owner.ml.offload_due(&rules);
-    assert!(matches!(due.changes[..], [(l, OffloadChange::Abandon(_))] if l == ledger), "{due:?}");
-    for (ledger, change) in due.changes {
-        let token = owner.ml.change_offload(ledger, change);
-        owner.changed(token).await.unwrap();
-    }
+    let due = owner.ml.offload_due(&RULES);
+    let [changes] = &due.changes[..] else { panic!("{due:?}") };
+    assert!(matches!(changes[..], [(l, OffloadChange::Abandon(_))] if l == ledger), "{due:?}");
+    let token = owner.ml.change_offload(changes.clone());
+    owner.changed(token).await.unwrap();
     story.offload(&mut owner, ledger).await.unwrap();
     assert_eq!(story.blobs.keys().len(), 2);
     story.sweep().await;

@@ -63,6 +63,16 @@ impl MetadataStore for Cut {
 /// A bucket with ledgers of 10 entries each, as a cluster left it that is no more.
 async fn left(story: &Story, ledgers: usize) -> SimBlobs {
     drop(story.released(ledgers).await);
+    claimed(story).await
+}
+
+/// The same with three ledgers in one object.
+async fn left_together(story: &Story) -> SimBlobs {
+    drop(story.released_together().await);
+    claimed(story).await
+}
+
+async fn claimed(story: &Story) -> SimBlobs {
     let tag = Tag { id: STORE, cluster: "test".into(), made_ms: 5 };
     story.blobs.create(&key::identity("test"), tag.encode()).await.unwrap();
     story.blobs.observer()
@@ -111,12 +121,21 @@ fn kinds(plan: &Plan) -> Vec<String> {
 #[tokio::test]
 async fn cut_short_at_every_write_it_goes_on_and_everything_is_read_back() {
     let old = Story::new();
-    let blobs = left(&old, 3).await;
+    cut_short_at_every_write(&old, left(&old, 3).await).await;
+}
+
+#[tokio::test]
+async fn ledgers_that_share_an_object_are_attached_again_from_its_directory() {
+    let old = Story::new();
+    cut_short_at_every_write(&old, left_together(&old).await).await;
+}
+
+async fn cut_short_at_every_write(old: &Story, blobs: SimBlobs) {
     let before = contents(&blobs).await;
     let mut cuts = 0;
     for is_done in [false, true] {
         for writes in 0.. {
-            let new = fresh(&old);
+            let new = fresh(old);
             let cut = Cut { inner: new.rig.meta.clone(), left: AtomicUsize::new(writes), is_done };
             let first = carried_out(Arc::new(cut), &blobs, &Options::default()).await;
             let adopted = new.rig.meta.get(&new.rig.deps.keys.object_store()).await.unwrap();
@@ -178,6 +197,29 @@ async fn what_is_missing_spare_or_nameless_is_told_by_what_is_at_stake() {
     // Two messages in each entry.
     assert!(text.contains(": 20 messages between ledgers 1 and 3 "), "{text}");
     assert!(text.contains("+ persistent://public/default/story: 2 ledgers, 20 entries, "), "{text}");
+}
+
+#[tokio::test]
+async fn one_damaged_ledger_of_several_leaves_the_others_and_a_damaged_directory_none() {
+    let old = Story::new();
+    let blobs = left_together(&old).await;
+    let (key, bytes) = contents(&blobs).await.into_iter().find(|(key, _)| key.contains("/1-")).unwrap();
+    let meta = fresh(&old).rig.meta;
+    let look = async || {
+        let plan = planned(&*meta, &blobs, &Options { whole: true, ..Options::default() }).await;
+        (kinds(&plan), plan.to_string())
+    };
+    let (told, text) = look().await;
+    assert!(told.is_empty() && text.contains(": 3 ledgers, 30 entries, "), "{text}");
+    // A byte of a block in the middle.
+    let second = bytes.windows(8).enumerate().filter(|(_, at)| at == b"GMOBJECT").nth(1).unwrap().0;
+    blobs.tamper(&key, |bytes| bytes[second + 60] ^= 1);
+    let (told, text) = look().await;
+    assert_eq!(told, ["GM-4012 damaged", "GM-4017 hole"]);
+    assert!(text.contains(": 2 ledgers, 20 entries, "), "{text}");
+    let at = bytes.len() - 60;
+    blobs.tamper(&key, |bytes| bytes[at] ^= 1);
+    assert_eq!(look().await.0, ["GM-4012 damaged"]);
 }
 
 #[tokio::test]
