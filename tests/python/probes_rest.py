@@ -156,6 +156,19 @@ def _(context):
             context.status("DELETE", path), context.status("GET", path))
 
 
+@probe("rest/topic/new-partitions-have-the-subscriptions")
+def _(context):
+    topic = context.topic()
+    path = context.path(topic)
+    context.status("PUT", path + "/partitions", 2)
+    context.status("PUT", path + "/subscription/a")
+    grown = context.status("POST", path + "/partitions", 4)
+    of = [context.rest("GET", context.path(f"{topic}-partition-{n}") + "/subscriptions")[1] for n in range(4)]
+    with context.client() as client:
+        client.create_producer(f"{topic}-partition-3").send(b"early")
+        return grown, of, client.subscribe(f"{topic}-partition-3", "a").receive(5000).data()
+
+
 @probe("rest/topic/zero-partitions")
 def _(context):
     return context.status("PUT", context.path(context.topic()) + "/partitions", 0)

@@ -1,14 +1,17 @@
 //! Partitioned topics as a whole.
 
 use super::Rest;
+use super::api::{ApiError, Target};
 use super::request::{Req, typed};
 use super::response::{Answer, RestError, done, message_id, ok};
 use super::stats::{InternalStats, TopicStats};
 use super::topics::{forget, options, or_unused, partitions_of};
 use crate::namespace::{NamespaceError, Partitioned, lenient};
 use axum::http::Method;
-use geminga_common::names::{Domain, NamespaceName, TopicName};
+use geminga_common::names::{Domain, NamespaceName, SubscriptionName, TopicName};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 const MORE_THAN_0: &str = "Number of partitions should be more than 0";
 
@@ -24,21 +27,67 @@ pub(super) async fn route(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
     match req.method {
         Method::GET => metadata(rest, req, topic).await,
         Method::PUT => create(rest, req, topic).await,
-        Method::POST => {
-            let wanted = req.integer()?;
-            let no_topic = || RestError::conflict(format!("Topic {topic} is not the partitioned topic."));
-            rest.namespaces.live_policies(topic.namespace())?;
-            let current = partitions_of(rest, topic).ok_or_else(no_topic)?;
-            let wanted = u32::try_from(wanted).unwrap_or(0);
-            if wanted > current {
-                rest.namespaces.check_room_for(topic.namespace(), wanted - current).await?;
-            }
-            rest.namespaces.grow_partitioned(topic, wanted).await?;
-            done()
-        }
+        Method::POST => grow(rest, req, topic).await,
         Method::DELETE => delete(rest, req, topic).await,
         _ => Err(RestError::not_allowed("Method Not Allowed")),
     }
+}
+
+/// New partitions get the subscriptions that the others have, as in Pulsar: what is published there before a subscriber looks for
+/// new partitions is for it too. A growth that was cut short is completed by asking for the same count again.
+async fn grow(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
+    let wanted = req.integer()?;
+    let no_topic = || RestError::conflict(format!("Topic {topic} is not the partitioned topic."));
+    rest.namespaces.live_policies(topic.namespace())?;
+    let current = partitions_of(rest, topic).ok_or_else(no_topic)?;
+    let wanted = u32::try_from(wanted).unwrap_or(0);
+    if wanted > current {
+        rest.namespaces.check_room_for(topic.namespace(), wanted - current).await?;
+    }
+    rest.namespaces.grow_partitioned(topic, wanted).await?;
+    if topic.is_persistent() {
+        // Asked for only now: who subscribed before the count rose is found, who does after it finds the new partitions.
+        let subscriptions = subscriptions(rest, topic, current).await?;
+        let lacking = if wanted > current { current..wanted } else { 0..wanted };
+        for partition in lacking.map(|index| topic.partition(index)) {
+            for (name, properties) in &subscriptions {
+                // From the begin: somebody may have published there already.
+                let made =
+                    rest.broker.create_subscription(&partition, name, Target::Earliest, properties.clone());
+                match made.await {
+                    Ok(()) | Err(ApiError::Exists(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    done()
+}
+
+/// Durable subscriptions of the first `count` partitions, with their properties.
+async fn subscriptions(
+    rest: &Rest,
+    topic: &TopicName,
+    count: u32,
+) -> Result<BTreeMap<SubscriptionName, BTreeMap<String, String>>, RestError> {
+    let mut all = BTreeMap::new();
+    for partition in (0..count).map(|index| topic.partition(index)) {
+        let names = rest.broker.subscriptions(&partition).await;
+        for name in or_unused(rest, &partition, names, Vec::new)? {
+            let Entry::Vacant(new) = all.entry(
+                SubscriptionName::parse(&name).map_err(|error| RestError::precondition(error.to_string()))?,
+            ) else {
+                continue;
+            };
+            match rest.broker.subscription_properties(&partition, new.key()).await {
+                Ok(properties) => drop(new.insert(properties)),
+                // Unsubscribed meanwhile.
+                Err(ApiError::SubscriptionNotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(all)
 }
 
 async fn metadata(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {

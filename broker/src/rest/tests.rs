@@ -214,6 +214,34 @@ async fn policies_are_set_read_and_refused_as_pulsar_does() {
 }
 
 #[tokio::test]
+async fn new_partitions_get_the_subscriptions_of_the_others() {
+    let s = server().await;
+    let p = |path: &str| format!("{T}/{path}");
+    s.table(&[
+        ("PUT", &p("g/partitions"), "2", 204, "="),
+        ("PUT", &p("g-partition-0/subscription/a"), "", 204, "="),
+        ("PUT", &p("g-partition-1/subscription/b"), "", 204, "="),
+        ("PUT", &p("g-partition-1/subscription/b/properties"), r#"{"k":"v"}"#, 204, "="),
+        ("POST", &p("g/partitions"), "4", 204, "="),
+        ("GET", &p("g-partition-0/subscriptions"), "", 200, r#"=["a"]"#),
+        ("GET", &p("g-partition-2/subscriptions"), "", 200, r#"=["a","b"]"#),
+        ("GET", &p("g-partition-3/subscriptions"), "", 200, r#"=["a","b"]"#),
+        ("GET", &p("g-partition-3/subscription/b/properties"), "", 200, r#"={"k":"v"}"#),
+    ])
+    .await;
+    let made = s.fake.calls.lock().iter().filter(|call| *call == "create a Earliest").count();
+    assert_eq!(made, 2, "what was published to new partitions already is for them too");
+    // The growth was cut short: the same count again completes it.
+    s.table(&[
+        ("DELETE", &p("g-partition-3/subscription/a"), "", 204, "="),
+        ("POST", &p("g/partitions"), "4", 204, "="),
+        ("GET", &p("g-partition-3/subscriptions"), "", 200, r#"=["a","b"]"#),
+    ])
+    .await;
+    s.tasks.stop();
+}
+
+#[tokio::test]
 async fn topics_and_partitions_answer_as_pulsar_does() {
     let s = server().await;
     let p = |path: &str| format!("{T}/{path}");
