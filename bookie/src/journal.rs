@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 mod scan;
 
-pub(crate) use scan::{Scanned, Survey, Surveyed, survey};
+pub(crate) use scan::{Scanned, Survey, Surveyed, Unsound, survey};
 
 const PAGE: usize = 4096;
 const PIECE: usize = 1 << 20;
@@ -85,6 +85,7 @@ fn create(disk: &dyn Disk, dir: &Path, generation: u64, size: u64) -> io::Result
 pub(crate) struct Looked {
     found: Vec<Surveyed>,
     chain: BTreeMap<u64, Scanned>,
+    unsound: Vec<Unsound>,
     replay: Replay,
 }
 
@@ -134,7 +135,7 @@ pub(crate) fn look(
     store: u64,
     (mark, durable): (u64, u64),
 ) -> io::Result<Looked> {
-    let Survey { files: found, batches } = survey(disk, place, store, mark)?;
+    let Survey { files: found, batches, unsound } = survey(disk, place, store, mark)?;
     let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
     let Chain { batches: chain, stopped, known } = follow(batches, mark, durable);
     let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
@@ -156,13 +157,25 @@ pub(crate) fn look(
     if skip && let Some(last) = chain.keys().last() {
         replay.stopped = stopped.max(last + 1);
     }
-    Ok(Looked { found, chain, replay })
+    Ok(Looked { found, chain, unsound, replay })
 }
 
 impl Looked {
     /// Whether a batch that was durable is missing, or a file's header does not check.
     pub(crate) fn damaged(&self) -> bool {
         self.replay.damaged
+    }
+
+    /// Says what is left out because it does not check, behind all that is known to have been durable.
+    pub(crate) fn tell_dropped(&self, place: &Place) {
+        for tail in self.unsound.iter().filter(|tail| tail.seq >= self.replay.stopped) {
+            let file = self.found.get(tail.file).map(|file| place.journal_dir.join(&file.name));
+            tracing::warn!(
+                file = %file.unwrap_or_default().display(), offset = tail.at, bytes = tail.len, batch = tail.seq,
+                "the journal ends with a batch that does not check and is left out: nothing of it was acknowledged if it was being \
+                 written when the process or the machine stopped; if neither did, the disk has damaged it",
+            );
+        }
     }
 
     /// Whether there is no file.
@@ -182,7 +195,7 @@ impl Looked {
 
     /// The replay; the files become the store's own.
     pub(crate) fn replay(self, disk: &dyn Disk, place: &Place) -> io::Result<Replay> {
-        let Self { found, chain, mut replay } = self;
+        let Self { found, chain, mut replay, .. } = self;
         // Numbers of files in the survey become those of the files that are taken over.
         let mut numbers = BTreeMap::new();
         for (number, file) in found.iter().enumerate() {

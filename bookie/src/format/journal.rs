@@ -221,14 +221,15 @@ pub(crate) struct Found {
     pub(crate) count: u32,
 }
 
-/// What a batch of `generation` at the front of `bytes` says that it is long, with its padding; `None` where no such batch begins.
-pub(crate) fn claimed_len(bytes: &[u8], generation: u64) -> Option<usize> {
+/// Number of a batch of `generation` at the front of `bytes`, and how long it says it is, with its padding; `None` where no such
+/// batch begins. Neither is to be believed before its checksum is.
+pub(crate) fn claimed(bytes: &[u8], generation: u64) -> Option<(u64, usize)> {
     let mut f = Fields(bytes);
     let magic = f.take(4)? == BATCH_MAGIC;
     let _crc = f.u32()?;
     let own = f.u64()? == generation;
-    let (_seq, _durable, records_len) = (f.u64()?, f.u64()?, f.u32()? as usize);
-    (magic && own).then(|| batch_len(records_len))
+    let (seq, _durable, records_len) = (f.u64()?, f.u64()?, f.u32()? as usize);
+    (magic && own).then(|| (seq, batch_len(records_len)))
 }
 
 /// Whether the records of a batch begin with the one that tells where a replay stopped.

@@ -2,7 +2,7 @@
 
 use super::{Part, Report};
 use crate::format::journal::Record;
-use crate::journal::{self, Scanned, Survey};
+use crate::journal::{self, Scanned, Survey, Unsound};
 use crate::manifest::Content;
 use crate::store::Place;
 use geminga_common::ids::LedgerId;
@@ -17,7 +17,7 @@ impl Report<'_> {
                 return Ok(());
             }
         };
-        let Survey { files, batches } = survey;
+        let Survey { files, batches, unsound } = survey;
         for (number, file) in files.iter().enumerate() {
             let own = batches.iter().filter(|b| b.file == number);
             let seqs = own.clone().map(|b| b.found.head.seq);
@@ -48,6 +48,14 @@ impl Report<'_> {
             content.mark,
             chain.stopped.saturating_sub(1)
         )?;
+        for tail in unsound.iter().filter(|tail| tail.seq >= chain.stopped) {
+            let name = files.get(tail.file).map_or("", |file| &file.name);
+            let Unsound { seq, at, len, .. } = tail;
+            writeln!(
+                self.out,
+                "  journal/{name}: batch {seq} at {at}, {len} B, does not check: replay ends before it"
+            )?;
+        }
         if chain.known >= chain.stopped {
             let text = format!("batch {} is missing and was durable: data is lost", chain.stopped);
             self.findings.push(format!("{}: {text}", place.journal_dir.display()));

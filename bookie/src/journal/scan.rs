@@ -34,11 +34,25 @@ pub(crate) struct Surveyed {
     pub(super) highest: u64,
 }
 
+/// What begins like a batch of its file and does not check: one that was being written when the machine or the process stopped, or a
+/// damaged one.
+pub(crate) struct Unsound {
+    /// The number it says it has.
+    pub(crate) seq: u64,
+    /// Number of its file in the survey.
+    pub(crate) file: usize,
+    /// Where it begins.
+    pub(crate) at: u64,
+    /// Bytes it says it has.
+    pub(crate) len: u64,
+}
+
 /// All that lies in a journal directory.
 #[derive(Default)]
 pub(crate) struct Survey {
     pub(crate) files: Vec<Surveyed>,
     pub(crate) batches: Vec<Scanned>,
+    pub(crate) unsound: Vec<Unsound>,
 }
 
 /// Reads what a journal holds from batch `mark` on.
@@ -52,7 +66,9 @@ pub(crate) fn survey(disk: &dyn Disk, place: &Place, store: u64, mark: u64) -> i
             let blank = generation.is_none() && file.blank()?;
             survey.files.push(Surveyed { name, len: file.len as u64, generation, blank, highest: 0 });
             let first = match generation {
-                Some(generation) => batch(&mut file, PAGE, store, generation)?.map(|found| found.head.seq),
+                Some(generation) => {
+                    batch(&mut file, PAGE, store, generation)?.ok().map(|found| found.head.seq)
+                }
                 None => None,
             };
             opened.push((file, generation, first));
@@ -65,7 +81,7 @@ pub(crate) fn survey(disk: &dyn Disk, place: &Place, store: u64, mark: u64) -> i
         let next = firsts.iter().filter(|(later, first)| *later > generation && *first <= mark).min();
         match next {
             Some((_, first)) => survey.files[number].highest = first.saturating_sub(1),
-            None => scan(file, (number, generation), store, mark, &mut survey.batches)?,
+            None => scan(file, (number, generation), store, mark, &mut survey)?,
         }
     }
     Ok(survey)
@@ -76,28 +92,40 @@ fn scan(
     (number, generation): (usize, u64),
     store: u64,
     mark: u64,
-    out: &mut Vec<Scanned>,
+    out: &mut Survey,
 ) -> io::Result<()> {
     let mut at = PAGE;
     while at < file.len {
-        let Some(found) = batch(file, at, store, generation)? else {
-            at += PAGE;
-            continue;
+        let found = match batch(file, at, store, generation)? {
+            Ok(found) => found,
+            Err(claimed) => {
+                let unsound =
+                    claimed.map(|(seq, len)| Unsound { seq, file: number, at: at as u64, len: len as u64 });
+                out.unsound.extend(unsound);
+                at += PAGE;
+                continue;
+            }
         };
         let total = format::batch_len(found.records_len);
         let records = &file.at(at, total)?[format::BATCH_HEADER..][..found.records_len];
         let kept = found.head.seq >= mark || format::tells_of_replay(records);
         let records = if kept { Bytes::copy_from_slice(records) } else { Bytes::new() };
         at += total;
-        out.push(Scanned { found, file: number, records, end: at as u64 });
+        out.batches.push(Scanned { found, file: number, records, end: at as u64 });
     }
     Ok(())
 }
 
-/// The sound batch that begins at `at`, if one does.
-fn batch(file: &mut Window, at: usize, store: u64, generation: u64) -> io::Result<Option<Found>> {
-    let Some(total) = format::claimed_len(file.at(at, PAGE)?, generation) else { return Ok(None) };
-    Ok(format::decode_batch(file.at(at, total)?, store, generation))
+/// The sound batch that begins at `at`; else number and bytes that one claims to have, if one begins there.
+fn batch(
+    file: &mut Window,
+    at: usize,
+    store: u64,
+    generation: u64,
+) -> io::Result<Result<Found, Option<(u64, usize)>>> {
+    let claimed = format::claimed(file.at(at, PAGE)?, generation);
+    let Some((_, total)) = claimed else { return Ok(Err(None)) };
+    Ok(format::decode_batch(file.at(at, total)?, store, generation).ok_or(claimed))
 }
 
 /// The part of a file that is in memory: as large as the batch it was asked for, and [`PIECE`] at least.
@@ -208,6 +236,18 @@ mod tests {
         assert_eq!(found(&disk, 9), (vec![(3, false)], vec![2, 0, 0]));
         disk.flip(&place().journal_dir.join("0000000000000002.jnl"), PAGE as u64 + 30, 1);
         assert_eq!(found(&disk, 9), (vec![(1, false), (2, false)], vec![0, 0, 0]));
+    }
+
+    #[test]
+    fn a_batch_that_does_not_check_is_told() {
+        let disk = journal(&[&[(1, None), (2, None)]]);
+        let told = || {
+            let survey = survey(&disk, &place(), STORE, 0).expect("survey");
+            survey.unsound.iter().map(|u| (u.seq, u.file, u.at, u.len)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(), []);
+        disk.flip(&place().journal_dir.join("0000000000000001.jnl"), 2 * PAGE as u64 + 44, 1);
+        assert_eq!(told(), [(2, 0, 2 * PAGE as u64, PAGE as u64)]);
     }
 
     #[test]

@@ -38,6 +38,9 @@ impl Store {
             write_identity(&*disk, &place, &identity)?;
         }
         let Found { manifest, content, segments, journal } = found;
+        if purpose != Purpose::View {
+            journal.tell_dropped(&place);
+        }
         let replay = journal.replay(&*disk, &place)?;
         let status = if identity.data_loss { Status::DataLoss } else { Status::Serving };
         let store = Self {
