@@ -66,7 +66,7 @@ fn idle_clients_leave_the_store_its_files_and_come_back_when_others_left() -> Re
     eventually(Duration::from_secs(5), || Ok(held(&pulsar) == PULSAR - 1))
         .with_context(|| format!("{} are held", held(&pulsar)))?;
     ensure!(Wire::connect(&server.pulsar).is_err(), "one more was let in");
-    let (_, metrics) = server.request("GET", "/metrics")?;
+    let (_, metrics) = server.request("GET", "/metrics/")?;
     let cluster = "{cluster=\"standalone\",port=\"pulsar\"}";
     says(
         &metrics,
