@@ -246,8 +246,13 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Serves clients and REST on bound listeners.
-    pub fn serve(self: &Arc<Self>, pulsar: tokio::net::TcpListener, http: tokio::net::TcpListener) {
+    /// Serves clients and REST on bound listeners, so many at once.
+    pub fn serve(
+        self: &Arc<Self>,
+        pulsar: tokio::net::TcpListener,
+        http: tokio::net::TcpListener,
+        bounds: crate::doors::Bounds,
+    ) {
         self.tasks.spawn("sweep of deleted ledgers", OnFailure::Log, crate::bookies::sweep(self.clone()));
         match self.tier.clone() {
             Some(tier) => {
@@ -278,7 +283,8 @@ impl Broker {
             };
             crate::repair::Controller::start(deps, &self.tasks);
         }
-        let accept = crate::service::accept(self.clone(), pulsar);
+        let doors = crate::doors::Doors::new(bounds);
+        let accept = crate::service::accept(self.clone(), pulsar, doors.pulsar.clone());
         self.tasks.spawn("pulsar listener", OnFailure::StopProcess, accept);
         let rest = crate::rest::Rest {
             namespaces: self.namespaces.clone(),
@@ -288,6 +294,7 @@ impl Broker {
             version: SERVER_VERSION.into(),
             metadata_url: self.metadata_url.as_str().into(),
             failures: Arc::default(),
+            doors,
         };
         let stop = self.tasks.token();
         self.tasks.spawn("http listener", OnFailure::StopProcess, async move {

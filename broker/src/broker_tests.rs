@@ -81,7 +81,7 @@ async fn deletions_that_were_interrupted_are_finished_after_the_start() {
     let put = Txn { compares: Vec::new(), ops: vec![Op::put(key.clone(), value)] };
     rig.store.txn(put).await.expect("written");
     let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    broker.serve(any().await, any().await);
+    broker.serve(any().await, any().await, crate::doors::Bounds::NONE);
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if rig.store.get(&key).await.expect("readable").is_none() {
@@ -175,7 +175,7 @@ async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
     let registry = Registry::start(rig.store.clone(), (*broker.keys).clone(), &rig.tasks).await;
     broker.follow_bookies(&registry.expect("listed"), Duration::from_millis(300));
     let any = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    broker.serve(any().await, any().await);
+    broker.serve(any().await, any().await, crate::doors::Bounds::NONE);
     make_cursor(&broker).await;
     first_member_is(&rig, &broker, &bookies[0]).await;
     // It is dead and its lease goes; nothing is written.

@@ -20,6 +20,7 @@ mod bundles;
 mod config;
 pub mod cursor;
 pub mod dispatch;
+mod doors;
 pub mod loss;
 pub mod managed_ledger;
 pub mod namespace;
@@ -34,4 +35,5 @@ mod topic;
 
 pub use broker::{Addresses, Broker, Deps};
 pub use config::{Config, OutOfRange};
+pub use doors::Bounds;
 pub use namespace::ownership::{GatedStore, Member};

@@ -9,6 +9,7 @@ mod killed;
 mod lifecycle;
 mod lost;
 mod metadata;
+mod open_files;
 mod refusals;
 mod rot;
 

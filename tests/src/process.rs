@@ -80,8 +80,25 @@ impl Standalone {
     }
 
     fn start_with(data_dir: &Path, more: &[&str], log: Stdio) -> Result<Self> {
+        Self::spawn(command(data_dir, more)?.stderr(log), data_dir)
+    }
+
+    /// As [`Self::start_logged`], in a shell that was told `ulimit` first, such as `-n 160`.
+    ///
+    /// # Errors
+    /// As [`Self::start_logged`], or the shell refuses.
+    pub fn start_limited(ulimit: &str, data_dir: &Path, more: &[&str], log: &Path) -> Result<Self> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let bare = command(data_dir, more)?;
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("ulimit {ulimit} && exec \"$0\" \"$@\""));
+        shell.arg(bare.get_program()).args(bare.get_args());
+        Self::spawn(shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log), data_dir)
+    }
+
+    fn spawn(command: &mut Command, data_dir: &Path) -> Result<Self> {
         let begun = Instant::now();
-        let mut child = command(data_dir, more)?.stderr(log).spawn()?;
+        let mut child = command.spawn()?;
         let stdout = child.stdout.take().context("standard output is piped")?;
         let (line, lines) = std::sync::mpsc::sync_channel(1);
         let _reader = std::thread::Builder::new().name("ready-line".into()).spawn(move || {

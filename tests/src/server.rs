@@ -55,7 +55,7 @@ impl Server {
         let address = pulsar.local_addr()?.to_string();
         let deps = Deps::alone(metadata, Arc::new(ledgers), &tasks, &address).await;
         let broker = Broker::start(config, deps).await?;
-        broker.serve(pulsar, http);
+        broker.serve(pulsar, http, geminga_broker::Bounds::NONE);
         Ok(Self { pulsar: address, broker, tasks })
     }
 

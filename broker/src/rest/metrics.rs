@@ -153,6 +153,7 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     let version = format!("{cluster},version=\"{}\"", escape(&rest.version));
     families.add("pulsar_version_info", "gauge", &version, 1.0);
     process_lines(&mut families, &cluster);
+    connection_lines(&mut families, &cluster, &rest.doors);
     if let Some(figures) = rest.broker.offload_of_others() {
         let labels = format!("{cluster},namespace=\"unknown\",topic=\"unknown\"");
         offload_lines(&mut families, &labels, &figures);
@@ -242,6 +243,17 @@ fn subscription_lines(families: &mut Families, labels: &str, stats: &Subscriptio
         families.add("geminga_subscription_lost_entries_total", "counter", labels, lost as f64);
     }
     families.add("pulsar_subscription_total_msg_expired", "counter", labels, stats.total_msg_expired as f64);
+}
+
+/// Clients connected, clients that may be, and clients closed for want of a place, by port.
+fn connection_lines(families: &mut Families, cluster: &str, doors: &crate::doors::Doors) {
+    for door in [&doors.pulsar, &doors.http] {
+        let (port, taken, max, refused) = door.figures();
+        let labels = format!("{cluster},port=\"{port}\"");
+        families.add("geminga_connections", "gauge", &labels, taken as f64);
+        families.add("geminga_connections_max", "gauge", &labels, max as f64);
+        families.add("geminga_connections_refused_total", "counter", &labels, refused as f64);
+    }
 }
 
 /// CPU seconds and resident bytes. Read from procfs, which is memory: no disk is waited for.

@@ -63,6 +63,8 @@ pub struct Rest {
     pub metadata_url: Arc<str>,
     /// When the log last spoke of requests that failed.
     pub(crate) failures: Arc<crate::seldom::Seldom>,
+    /// How many clients are connected, and may be.
+    pub(crate) doors: crate::doors::Doors,
 }
 
 impl Rest {
@@ -75,6 +77,8 @@ impl Rest {
         listener: tokio::net::TcpListener,
         stop: CancellationToken,
     ) -> std::io::Result<()> {
+        let (door, clock) = (self.doors.http.clone(), self.clock.clone());
+        let listener = crate::doors::HttpListener { listener, door, clock };
         axum::serve(listener, router::router(self)).with_graceful_shutdown(stop.cancelled_owned()).await
     }
 }

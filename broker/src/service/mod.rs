@@ -26,30 +26,24 @@ mod wire_error;
 pub(crate) use respond::{close_consumer, close_producer, command, send_error};
 
 use crate::broker::Broker;
+use crate::doors::Door;
 use geminga_common::tasks::OnFailure;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Accepts clients until the broker stops.
-pub(crate) async fn accept(broker: Arc<Broker>, listener: TcpListener) {
+pub(crate) async fn accept(broker: Arc<Broker>, listener: TcpListener, door: Arc<Door>) {
     let stop = broker.tasks.token();
     loop {
-        let accepted = tokio::select! {
+        let (socket, address, place) = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = door.accept(&listener, &*broker.clock) => accepted,
         };
-        match accepted {
-            Ok((socket, address)) => {
-                let broker = broker.clone();
-                let serve = connection::serve(broker.clone(), socket, address);
-                broker.tasks.spawn(format!("connection {address}"), OnFailure::Log, serve);
-            }
-            Err(error) => {
-                // Out of file descriptors or a peer that vanished: neither ends the listener.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        }
+        let serve = connection::serve(broker.clone(), socket, address);
+        broker.tasks.spawn(format!("connection {address}"), OnFailure::Log, async move {
+            let _until_it_ends = place;
+            serve.await;
+        });
     }
 }

@@ -51,7 +51,7 @@ async fn broker() -> SocketAddr {
     let pulsar = socket.listen(16).unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = pulsar.local_addr().unwrap();
-    broker.serve(pulsar, http);
+    broker.serve(pulsar, http, crate::doors::Bounds::NONE);
     address
 }
 

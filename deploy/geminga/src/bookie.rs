@@ -11,7 +11,6 @@ use geminga_common::config::ByteSize;
 use geminga_common::disk::RealDisk;
 use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -86,6 +85,7 @@ pub(crate) fn main(mut args: BookieArgs) -> anyhow::Result<()> {
     }
     let config = load(&args)?;
     process::start_log(&config.log)?;
+    process::raise_open_files();
     process::check_bind(config.bind, config.insecure)?;
     process::runtime(config.threads)?.block_on(run(config))
 }
@@ -177,9 +177,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn ready(node: &Node, dir: &Path) {
-    let mut out = std::io::stdout().lock();
     let (id, address) = (node.bookie().id(), node.address());
-    // A closed standard output is no reason to stop serving.
-    let _closed =
-        writeln!(out, "ready: bookie {id} {address} data {}", dir.display()).and_then(|()| out.flush());
+    process::say_ready(format_args!("bookie {id} {address} data {}", dir.display()));
 }

@@ -21,7 +21,6 @@ use geminga_common::metadata::session::{self, Session};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -139,6 +138,7 @@ pub(crate) fn main(args: BrokerArgs) -> anyhow::Result<()> {
     let mut config = load(&args)?;
     config.service.cluster.clone_from(&config.cluster);
     process::start_log(&config.log)?;
+    process::raise_open_files();
     process::check_bind(config.bind, config.insecure)?;
     config.validate()?;
     process::runtime(config.threads)?.block_on(run(config))
@@ -175,7 +175,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let start = async {
         let metadata = metadata::open(&config.metadata, &below).await?;
         let (broker, addresses) = start_broker(&config, metadata, &tasks, &below).await?;
-        ready(&addresses, &config.metadata.url)?;
+        let Addresses { pulsar, http, .. } = &addresses;
+        process::say_ready(format_args!("{pulsar} {http} metadata {}", config.metadata.url));
         anyhow::Ok(broker)
     };
     let broker = tokio::select! {
@@ -253,14 +254,8 @@ async fn start_broker(
     };
     let broker = Broker::start(config.service.clone(), deps).await.context("starting the broker")?;
     broker.follow_bookies(&registry, Duration::from_millis(config.bookie_grace_ms));
-    broker.serve(pulsar, http);
+    broker.serve(pulsar, http, process::bounds());
     Ok((broker, addresses))
-}
-
-fn ready(addresses: &Addresses, metadata: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "ready: {} {} metadata {metadata}", addresses.pulsar, addresses.http)?;
-    out.flush().context("writing the ready line")
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 
 use crate::failure;
 use anyhow::Context as _;
-use geminga_broker::{Addresses, Broker};
+use geminga_broker::{Addresses, Bounds, Broker};
 use geminga_common::config::{self, ConfigError};
 use geminga_common::error::{Code, Coded as _};
 use geminga_common::tasks::TaskGroup;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Serialize, de::DeserializeOwned};
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,6 +82,38 @@ pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     log.log_internal_errors(false).init();
     Ok(())
+}
+
+/// Lets the process open as many files as it may: the usual soft limit, 1024, is for programs that use `select`.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let shown = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
+    let (from, to) = (shown(limit.current), shown(limit.maximum));
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::info!(%from, %to, "the limit on open files (`ulimit -n`) was raised"),
+        // The bounds follow from the limit that holds.
+        Err(error) => tracing::warn!(%from, %to, %error, "the limit on open files could not be raised"),
+    }
+}
+
+/// How many clients the limit on open files leaves room for.
+pub(crate) fn bounds() -> Bounds {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let bounds = Bounds::of_open_files(limit);
+    tracing::debug!(limit, bounds.pulsar, bounds.http, "clients that may be connected at once");
+    bounds
+}
+
+/// Says on standard output that the process serves. Nobody may listen there: that is no reason to stop serving.
+pub(crate) fn say_ready(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready: {line}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "standard output failed: the ready line could not be written; serving all the same: {line}");
+    }
 }
 
 /// Refuses other addresses than the loopback unless they are meant.

@@ -24,7 +24,6 @@ use geminga_common::metadata::session::{self, Session};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use serde::{Deserialize, Serialize};
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +86,7 @@ const LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(crate) fn main(args: StandaloneArgs) -> anyhow::Result<()> {
     let config = load(&args)?;
     process::start_log(&config.log)?;
+    process::raise_open_files();
     process::check_bind(config.bind, config.insecure)?;
     config
         .broker
@@ -196,7 +196,7 @@ async fn run_in(config: Config, dir: &Path) -> anyhow::Result<()> {
     let (metadata, bookie) = open_halves(settings, &disk, &clock, dir, &storage_tasks).await?;
     let (broker, addresses) =
         start_broker(&config, &bookie, metadata, clock, (&tasks, &storage_tasks)).await?;
-    ready(&addresses, dir)?;
+    process::say_ready(format_args!("{} {} data {}", addresses.pulsar, addresses.http, dir.display()));
     let mut health = bookie.health();
     tokio::select! {
         () = told_to_stop.told() => {}
@@ -350,12 +350,6 @@ async fn start_broker(
         repair: None,
     };
     let broker = Broker::start(config.broker.clone(), deps).await.context("starting the broker")?;
-    broker.serve(pulsar, http);
+    broker.serve(pulsar, http, process::bounds());
     Ok((broker, addresses))
-}
-
-fn ready(addresses: &Addresses, dir: &Path) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "ready: {} {} data {}", addresses.pulsar, addresses.http, dir.display())?;
-    out.flush().context("writing the ready line")
 }

@@ -325,6 +325,7 @@ pub(super) async fn server() -> Server {
         version: "0.1.0".into(),
         metadata_url: "memory".into(),
         failures: Arc::default(),
+        doors: crate::doors::Doors::new(crate::doors::Bounds::NONE),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -67,7 +67,7 @@ impl Running {
         let address = pulsar.local_addr().expect("it is bound");
         let deps = Deps::alone(metadata, ledgers, &tasks, &address.to_string()).await;
         let broker = Broker::start(config, deps).await.expect("metadata in memory answers");
-        broker.serve(pulsar, http);
+        broker.serve(pulsar, http, geminga_broker::Bounds::NONE);
         Self { address, broker, tasks }
     }
 
