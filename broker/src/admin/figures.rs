@@ -56,7 +56,12 @@ pub(super) fn topic_stats(broker: &Broker, topic: &Snapshot) -> TopicStats {
             .collect(),
         deduplication_status: Some("Disabled".to_owned()),
         topic_epoch: topic.topic_epoch,
-        non_contiguous_deleted_messages_ranges: 0,
+        non_contiguous_deleted_messages_ranges: topic.subscriptions.iter().map(|sub| sub.hole_ranges).sum(),
+        non_contiguous_deleted_messages_ranges_serialized_size: topic
+            .subscriptions
+            .iter()
+            .map(|sub| sub.hole_bytes)
+            .sum(),
         owner_broker: Some(broker.http_url().trim_start_matches("http://").to_owned()),
         topic_creation_time_stamp: topic.created_ms,
         last_publish_time_stamp: topic.last_publish_ms,
@@ -126,6 +131,7 @@ fn subscription(sub: &SubscriptionSnapshot) -> SubscriptionStats {
         draining_hashes_count: d.draining.len() as u64,
         draining_hashes_cleared_total: d.draining_cleared_total,
         draining_hashes_unacked_messages: d.draining.iter().map(|h| u64::from(h.unacked_entries)).sum(),
+        non_contiguous_deleted_messages_ranges: sub.hole_ranges,
         non_contiguous_deleted_messages_ranges_serialized_size: sub.hole_bytes,
         subscription_properties: sub.properties.clone(),
         wait_reason: sub.wait.clone(),
@@ -202,6 +208,7 @@ pub(super) fn internal_stats(topic: &Snapshot) -> InternalStats {
                     messages_consumed_counter: sub.acked,
                     individually_deleted_messages: sub.holes.clone(),
                     active: !sub.consumers.is_empty(),
+                    total_non_contiguous_deleted_messages_range: sub.hole_ranges,
                     number_of_entries_since_first_not_acked_message: sub.backlog,
                     ..CursorStats::default()
                 };

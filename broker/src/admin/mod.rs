@@ -104,6 +104,11 @@ fn api_error(topic: &TopicName, subscription: Option<&SubscriptionName>, error: 
             ApiError::SubscriptionNotFound { topic: topic.clone(), subscription: subscription.clone() }
         }
         (TopicError::NotReady, _) => ApiError::Unavailable(format!("{}: {text}", Code::TOPIC_FENCED)),
+        (
+            TopicError::Persistence(Code::TOO_LARGE_TO_STORE, _)
+            | TopicError::Metadata(Code::TOO_LARGE_TO_STORE, _),
+            _,
+        ) => ApiError::TooLarge(text),
         (TopicError::NotOwner(member), _) => ApiError::Elsewhere(member.http_url),
         (TopicError::Conflict(_), _) => ApiError::Exists(text),
         (TopicError::Precondition(_), _) => ApiError::Busy(text),

@@ -108,7 +108,9 @@ impl Worker {
             Ok(TxnOutcome::CompareFailed) => self.read_back(&mut next, false).await?,
             Err(MetaError::Unknown(_)) => self.read_back(&mut next, true).await?,
             Err(MetaError::Unavailable(_)) => return Err(Miss::Away),
-            Err(MetaError::Invalid(_) | MetaError::LeaseGone(_)) => return Err(Failed::Lost.into()),
+            Err(MetaError::Invalid(_) | MetaError::TooLarge(_) | MetaError::LeaseGone(_)) => {
+                return Err(Failed::Lost.into());
+            }
         };
         self.chain = next;
         self.revision = Some(written.record);

@@ -407,21 +407,33 @@ impl AckState {
         above.saturating_sub(self.acked.holes.count_between(self.acked.floor, log.end()))
     }
 
+    /// Acked ranges above the floor, rising: whole entries, adjacent ones as one.
+    fn deleted_ranges(&self) -> impl Iterator<Item = (LedgerId, std::ops::Range<u64>)> {
+        let mut pieces = self.acked.holes.runs().peekable();
+        std::iter::from_fn(move || {
+            let (ledger, mut range) = pieces.next()?;
+            while let Some((_, more)) =
+                pieces.next_if(|(next, more)| *next == ledger && more.start == range.end)
+            {
+                range.end = more.end;
+            }
+            Some((ledger, range))
+        })
+    }
+
+    /// How many ranges above the floor are acked; takes time with their number.
+    #[must_use]
+    pub fn deleted_ranges_count(&self) -> u64 {
+        self.deleted_ranges().count() as u64
+    }
+
     /// Acked ranges above the floor as Pulsar prints them: `[(3:1..3:4],(5:-1..5:0]]`, the lower bound exclusive. At most
     /// `ranges_max` of them.
     #[must_use]
     pub fn individually_deleted(&self, ranges_max: usize) -> String {
         let mut out = String::from("[");
-        let mut runs: Vec<(LedgerId, std::ops::Range<u64>)> = Vec::new();
-        for (ledger, run) in self.acked.holes.runs() {
-            let full = runs.len() == ranges_max;
-            match runs.last_mut() {
-                Some((last, before)) if *last == ledger && before.end == run.start => before.end = run.end,
-                _ if full => break,
-                _ => runs.push((ledger, run)),
-            }
-        }
-        for (nth, (ledger, run)) in runs.iter().enumerate() {
+        let runs = self.deleted_ranges().take(ranges_max);
+        for (nth, (ledger, run)) in runs.enumerate() {
             let comma = if nth == 0 { "" } else { "," };
             let before = run.start as i64 - 1;
             write!(out, "{comma}({ledger}:{before}..{ledger}:{}]", run.end - 1).expect("text takes any text");

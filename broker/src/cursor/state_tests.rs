@@ -75,9 +75,11 @@ fn a_floor_runs_over_holes_into_the_next_ledger() {
     }
     assert_eq!(state.individually_deleted(9), "[(10:0..10:2],(20:-1..20:0],(20:1..20:2]]");
     assert_eq!(state.individually_deleted(1), "[(10:0..10:2]]");
+    assert_eq!(state.deleted_ranges_count(), 3);
     assert_eq!(state.ack(at(10, 0), &log), Ack::Entry);
     assert_eq!(state.floor(), at(20, 1));
     assert_eq!(state.individually_deleted(9), "[(20:1..20:2]]");
+    assert_eq!(state.deleted_ranges_count(), 1);
 }
 
 #[test]

@@ -82,7 +82,9 @@ pub(super) async fn run(deps: &Deps, t: Transaction) -> Outcome {
                 Ok(outcome) => return outcome,
                 Err(error) => error,
             },
-            Err(error @ (MetaError::Invalid(_) | MetaError::LeaseGone(_))) if !in_doubt => {
+            Err(error @ (MetaError::Invalid(_) | MetaError::TooLarge(_) | MetaError::LeaseGone(_)))
+                if !in_doubt =>
+            {
                 tracing::error!(code = %error.code(), key = %t.key, %error, "topic transaction refused");
                 return Outcome::NotWritten(error);
             }

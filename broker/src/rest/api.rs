@@ -49,6 +49,9 @@ pub enum ApiError {
     /// Another broker serves it, whose HTTP service URL this is (307).
     #[error("served by {0}")]
     Elsewhere(String),
+    /// More than can be stored; asking again does not help (413).
+    #[error("{0}")]
+    TooLarge(String),
     /// Not now; ask again (503).
     #[error("{0}")]
     Unavailable(String),

@@ -56,9 +56,13 @@ impl RestError {
         Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not part of this release"))
     }
 
-    /// Metadata that cannot be had now, with the code: their text says what to do.
+    /// Metadata that cannot be had now, or a change too large for them, with the code: their text says what to do.
     fn metadata(error: &MetaError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{}: {error}", error.code()))
+        let status = match error {
+            MetaError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, format!("{}: {error}", error.code()))
     }
 
     /// Whether people should know: something here failed, the request is not to blame.
@@ -142,6 +146,7 @@ impl From<ApiError> for RestError {
             ApiError::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
             ApiError::Elsewhere(_) => StatusCode::TEMPORARY_REDIRECT,
+            ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

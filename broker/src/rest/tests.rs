@@ -521,3 +521,23 @@ fn small_forms() {
     assert_eq!(message::base64(b"ab"), "YWI=");
     assert_eq!(metrics::cpu_ticks("1 (a ) b) S 2 3 4 5 6 7 8 9 10 11 30 12 13"), Some(42));
 }
+
+/// What metadata can never hold is refused for good, with the code and the limit, whichever record it was for.
+#[tokio::test]
+async fn a_change_too_large_for_metadata_is_not_to_be_tried_again() {
+    let s = server().await;
+    let huge = format!(r#"{{"a":"{}"}}"#, "x".repeat(3_000_000));
+    let p = |topic: &str| format!("{T}/{topic}/properties");
+    s.table(&[
+        ("PUT", &format!("{T}/t"), "", 204, "="),
+        ("PUT", &format!("{T}/pp/partitions"), "2", 204, "="),
+        ("PUT", &p("t"), &huge, 413, "GM-4028: 3000"),
+        ("PUT", &p("pp"), &huge, 413, "may hold (1400000)"),
+        ("PUT", "/namespaces/public/default/properties", &huge, 413, "GM-4028"),
+        ("PUT", &p("t"), r#"{"a":"b"}"#, 204, "="),
+    ])
+    .await;
+    let refused = super::RestError::from(super::api::ApiError::TooLarge("GM-4028".to_owned()));
+    assert_eq!(refused.status.as_u16(), 413, "properties of a subscription");
+    s.tasks.stop();
+}

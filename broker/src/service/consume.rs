@@ -123,6 +123,7 @@ fn spec(
     Ok(Subscribe {
         peer: peer.clone(),
         id: ConsumerId(command.consumer_id),
+        request: RequestId(command.request_id),
         name: command.consumer_name.clone().unwrap_or_default(),
         subscription: subscription.clone(),
         kind,

@@ -23,7 +23,7 @@ mod schemas;
 mod tests;
 mod wire_error;
 
-pub(crate) use respond::{close_consumer, close_producer, command, send_error};
+pub(crate) use respond::{close_consumer, close_producer, command, refusal, send_error};
 
 use crate::broker::Broker;
 use crate::doors::Door;

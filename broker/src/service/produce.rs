@@ -167,9 +167,10 @@ pub(super) fn producer(c: &mut Connection, command: wire::CommandProducer) {
     c.broker.tasks.spawn(format!("producer {id} of {}", peer.address), OnFailure::Log, async move {
         if let Err(refused) = create(&broker, &peer, command).await {
             let mut slots = peer.slots();
-            if matches!(slots.producers.get(&id), Some(ProducerSlot::Pending(r)) if *r == request) {
-                slots.producers.remove(&id);
+            if !matches!(slots.producers.get(&id), Some(ProducerSlot::Pending(r)) if *r == request) {
+                return; // its client closed it while it was being created, and was answered then
             }
+            slots.producers.remove(&id);
             respond::error(&peer, request, server_error(&refused), refused.to_string());
         }
     });
@@ -270,13 +271,14 @@ fn spec(
         .map_err(|error| TopicError::NotAllowed(error.to_string()))?;
     let turn = {
         let (peer, topic, schema_version) = (peer.clone(), topic.clone(), schema_version.clone());
-        Box::new(move |admitted: Admitted| {
+        Arc::new(move |admitted: Admitted| {
             register(&peer, id, request, &topic, &admitted, schema_version.clone());
         })
     };
     Ok(AddProducer {
         peer: peer.clone(),
         id,
+        request,
         name: command.producer_name.clone().unwrap_or_default(),
         epoch: command.epoch(),
         mode: match command.producer_access_mode() {

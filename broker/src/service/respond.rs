@@ -36,7 +36,7 @@ pub(super) fn error(peer: &Peer, request: RequestId, code: wire::ServerError, me
 }
 
 /// ERROR for a topic's refusal.
-pub(super) fn refusal(peer: &Peer, request: RequestId, refused: &TopicError) {
+pub(crate) fn refusal(peer: &Peer, request: RequestId, refused: &TopicError) {
     error(peer, request, server_error(refused), refused.to_string());
 }
 

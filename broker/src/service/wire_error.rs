@@ -2,6 +2,7 @@
 
 use crate::namespace::QuotaPolicy;
 use crate::topic::TopicError;
+use geminga_common::error::Code;
 use geminga_proto::pulsar::ServerError;
 
 /// The ServerError of a refusal (`pulsar-map` 1.6).
@@ -17,7 +18,9 @@ pub(super) fn server_error(error: &TopicError) -> ServerError {
         TopicError::ConsumerBusy(_) => ServerError::ConsumerBusy,
         TopicError::ConsumerAssign(_) => ServerError::ConsumerAssignError,
         TopicError::Terminated => ServerError::TopicTerminatedError,
-        TopicError::NotAllowed(_) => ServerError::NotAllowedError,
+        TopicError::NotAllowed(_)
+        | TopicError::Persistence(Code::TOO_LARGE_TO_STORE, _)
+        | TopicError::Metadata(Code::TOO_LARGE_TO_STORE, _) => ServerError::NotAllowedError,
         TopicError::Precondition(_) | TopicError::Conflict(_) | TopicError::Metadata(..) => {
             ServerError::MetadataError
         }

@@ -90,6 +90,7 @@ pub(crate) struct SubscriptionSnapshot {
     pub(crate) floor: Position,
     pub(crate) mark_delete: (u64, i64),
     pub(crate) holes: String,
+    pub(crate) hole_ranges: u64,
     pub(crate) hole_bytes: u64,
     pub(crate) properties: BTreeMap<String, String>,
     pub(crate) messages_out: u64,
@@ -237,6 +238,7 @@ impl Worker {
             floor,
             mark_delete: mark_delete(floor, &self.ledger),
             holes: sub.acks.individually_deleted(HOLES_SHOWN),
+            hole_ranges: sub.acks.deleted_ranges_count(),
             hole_bytes: sub.acks.size() as u64,
             properties: sub.properties.clone(),
             messages_out: sub.counters.messages_out,
@@ -380,7 +382,7 @@ impl Worker {
         let then = move |worker: &mut Worker, done: Result<(), TopicError>| {
             let last = worker.ledger.last_confirmed();
             if done.is_ok() {
-                worker.send_producers_away();
+                worker.send_producers_away(&TopicError::Terminated);
             }
             reply.send(done.map(|()| last));
         };
@@ -451,16 +453,19 @@ impl Worker {
             let text = "Topic has active producers/subscriptions";
             return reply.send(Err(TopicError::Precondition(text.to_owned())));
         }
-        self.send_away();
+        self.send_away(&TopicError::NotReady);
         let (cursors, topic, handle) = (self.cursors.clone(), self.ledger.topic_id(), self.handle.clone());
         let on_failure = geminga_common::tasks::OnFailure::Log;
         self.broker.tasks.clone().spawn(format!("delete {}", self.name), on_failure, async move {
             let stored = cursors.delete_topic(topic).await;
             let then = move |worker: &mut Worker| match stored {
                 Ok(()) => {
+                    // Who came while its subscriptions were being deleted is told, too.
+                    worker.send_away(&TopicError::NotReady);
                     worker.subscriptions.clear();
                     let token = worker.ledger.delete();
                     let then = move |worker: &mut Worker, done: Result<(), TopicError>| {
+                        worker.send_away(&TopicError::NotReady);
                         worker.end();
                         answer(Some(reply), done);
                     };

@@ -9,17 +9,15 @@ use super::messages::{
     AccessMode, AddProducer, Admission, Admitted, InitialPosition, Message, SeekTarget, Subscribe,
     SubscribeOutcome,
 };
-use super::peer::{Peer, ProducerSlot};
 use super::producers::{Now, Verdict};
 use super::subscription::{Joining, Subscription};
 use super::worker::{FindFor, Worker};
 use crate::cursor::{Acked, CursorId, CursorImage, Log as _, WriteError};
 use crate::dispatch::{ConsumerKey, SubscriptionType};
 use geminga_common::error::Code;
-use geminga_common::ids::{Position, ProducerId};
+use geminga_common::ids::Position;
 use geminga_common::names::SubscriptionName;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 impl Worker {
     /// Makes subscriptions of what the cursor log holds for this topic.
@@ -42,14 +40,8 @@ impl Worker {
     }
 
     pub(super) fn add_producer(&mut self, mut spec: Box<AddProducer>, reply: Reply<Admission>) {
-        if self.is_ending() {
-            return; // the dropped reply says: not ready, try again
-        }
-        if self.ledger.is_terminated() {
-            return reply.send(Err(TopicError::Terminated));
-        }
-        if let Some(exceeded) = self.lifecycle.exceeded() {
-            return reply.send(Err(TopicError::QuotaExceeded(exceeded)));
+        if let Err(closed) = self.takes_producers() {
+            return reply.send(Err(closed));
         }
         if let Err(refused) = self.may_produce(&spec) {
             return reply.send(Err(refused));
@@ -81,8 +73,19 @@ impl Worker {
             Verdict::Held(holder, name) => reply.send(Ok(Admission::HeldBy(holder, name))),
             Verdict::Busy => reply.send(Err(TopicError::ProducerExclusive)),
             Verdict::Fenced => reply.send(Err(TopicError::ProducerFenced)),
-            Verdict::Exclusive(spec, epoch) => self.begin_term(None, spec, epoch, Some(reply)),
+            Verdict::Exclusive(spec, epoch) => self.begin_term(None, spec, epoch, reply),
         }
+    }
+
+    /// Whether the topic takes producers at all.
+    fn takes_producers(&self) -> Result<(), TopicError> {
+        if self.is_ending() {
+            return Err(TopicError::NotReady);
+        }
+        if self.ledger.is_terminated() {
+            return Err(TopicError::Terminated);
+        }
+        self.lifecycle.exceeded().map_or(Ok(()), |exceeded| Err(TopicError::QuotaExceeded(exceeded)))
     }
 
     /// The time by both clocks.
@@ -108,19 +111,21 @@ impl Worker {
         }
     }
 
-    /// Stores the epoch of an exclusive term, then begins it. Without a reply it is a waiting producer's turn.
+    /// Stores the epoch of an exclusive term, then begins it; `waited_as` is who has waited for it.
     fn begin_term(
         &mut self,
         waited_as: Option<ProducerKey>,
         spec: Box<AddProducer>,
         epoch: u64,
-        reply: Option<Reply<Admission>>,
+        reply: Reply<Admission>,
     ) {
         let token = self.ledger.set_topic_epoch(epoch);
         let then = move |worker: &mut Worker, stored: Result<(), TopicError>| {
-            if let Err(refused) = stored {
-                if let Some(reply) = reply {
-                    reply.send(Err(refused));
+            // Quotas are exceeded, and topics end, while an epoch is being stored.
+            if let Err(refused) = stored.and_then(|()| worker.takes_producers()) {
+                reply.send(Err(refused));
+                if let Some(key) = waited_as {
+                    worker.drop_producer(key); // who waits behind it is not forgotten
                 }
                 return;
             }
@@ -129,26 +134,13 @@ impl Worker {
                 || (!fences && worker.producers.len() > 0)
             {
                 // Someone else came in while the epoch was being stored.
-                if let Some(reply) = reply {
-                    reply.send(Err(TopicError::ProducerFenced));
-                }
-                return;
+                return reply.send(Err(TopicError::ProducerFenced));
             }
-            for (peer, id) in worker.producers.evict_all() {
-                // A fenced producer hears nothing; its next SEND ends its connection.
-                peer.slots().producers.remove(&id);
+            if fences {
+                worker.fence_producers();
             }
             let key = worker.producers.begin_term(waited_as, spec, epoch, worker.now());
-            match reply {
-                Some(reply) => worker.admitted(key, reply),
-                None => {
-                    if let Some(admitted) = worker.producers.admitted(key)
-                        && let Some(producer) = worker.producers.get_mut(key)
-                    {
-                        (producer.spec.turn)(admitted);
-                    }
-                }
-            }
+            worker.admitted(key, reply);
         };
         self.changes.insert(token, Box::new(then));
     }
@@ -170,27 +162,8 @@ impl Worker {
         if let Some((next, spec)) = self.producers.remove(key)
             && !self.is_ending()
         {
-            let epoch = self.producers.next_epoch();
-            self.begin_term(Some(next), spec, epoch, None);
-        }
-    }
-
-    /// Closes every producer and consumer from this side.
-    pub(super) fn send_away(&mut self) {
-        self.send_producers_away();
-        for sub in self.subscriptions.values_mut() {
-            for (key, consumer) in std::mem::take(&mut sub.consumers) {
-                self.consumers.remove(&key);
-                close_consumer(&consumer.spec);
-            }
-        }
-    }
-
-    /// Closes every producer from this side.
-    pub(super) fn send_producers_away(&mut self) {
-        let now = self.broker.clock.mono();
-        for (peer, id) in self.producers.evict_all() {
-            close_producer(&peer, id, now);
+            let (epoch, turn) = (self.producers.next_epoch(), self.turn_of(next, &spec));
+            self.begin_term(Some(next), spec, epoch, turn);
         }
     }
 
@@ -280,6 +253,9 @@ impl Worker {
 
     fn join(&mut self, spec: Box<Subscribe>, reply: Reply<SubscribeOutcome>) {
         let (now_ms, key) = (self.broker.clock.wall_ms(), self.consumer_key());
+        if self.is_ending() {
+            return; // the subscription was being stored meanwhile
+        }
         let limits = self.broker.topic_limits(&self.name);
         let connected = self.consumers.len() as u64;
         let Some(sub) = self.subscriptions.get_mut(&spec.subscription) else { return };
@@ -321,36 +297,6 @@ impl Worker {
         }
         answer(reply, Ok(()));
     }
-}
-
-/// CLOSE_PRODUCER; a client that would not act on it (protocol 12 and older) loses its connection instead.
-fn close_producer(peer: &Arc<Peer>, id: ProducerId, now: geminga_common::clock::Mono) {
-    peer.slots().producers.insert(id, ProducerSlot::ClosedByBroker(now));
-    if peer.announced().is_some_and(|a| a.protocol_version <= 12) {
-        peer.close();
-    } else {
-        crate::service::close_producer(peer, id);
-    }
-}
-
-/// CLOSE_CONSUMER, with the same exception.
-pub(super) fn close_consumer(spec: &Subscribe) {
-    if spec.peer.announced().is_some_and(|a| a.protocol_version <= 12) {
-        spec.peer.slots().consumers.remove(&spec.id);
-        spec.peer.close();
-    } else {
-        close_consumer_that_seeks(spec);
-    }
-}
-
-/// CLOSE_CONSUMER without exception: whoever seeks subscribes again by itself, and waits for its answer on this connection.
-pub(super) fn close_consumer_that_seeks(spec: &Subscribe) {
-    {
-        let mut slots = spec.peer.slots();
-        slots.consumers.remove(&spec.id);
-        slots.sent_away.insert(spec.id);
-    }
-    crate::service::close_consumer(&spec.peer, spec.id);
 }
 
 /// How a durable subscription begins.

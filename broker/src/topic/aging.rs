@@ -92,7 +92,7 @@ impl Worker {
                 let why = exceeded.name();
                 tracing::info!(topic = %self.name, why, "backlog quota exceeded: producers are closed");
                 self.append();
-                self.send_producers_away();
+                self.send_producers_away(&TopicError::QuotaExceeded(exceeded));
             }
             Action::Trim => self.trim(),
         }

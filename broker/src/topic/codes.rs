@@ -52,7 +52,7 @@ impl Coded for WriteError {
         match self {
             Self::AlreadyExists => Code::CONFLICT,
             Self::NoSuchCursor(_) => Code::SUBSCRIPTION_NOT_FOUND,
-            Self::TooLarge { .. } => Code::UNPROCESSABLE,
+            Self::TooLarge { .. } => Code::TOO_LARGE_TO_STORE,
             Self::Busy => Code::TOO_MANY_REQUESTS,
             Self::Failed(Failed::Writer(error)) => append(error),
             Self::Failed(Failed::Lost) => Code::NOT_OWNER,

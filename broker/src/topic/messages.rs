@@ -7,7 +7,7 @@ use crate::managed_ledger;
 use geminga_bookie_client::entry::Payload;
 use geminga_bookie_client::registry::absence::Suspect;
 use geminga_common::budget::Permit;
-use geminga_common::ids::{ConsumerId, Position, ProducerId};
+use geminga_common::ids::{ConsumerId, Position, ProducerId, RequestId};
 use geminga_common::names::SubscriptionName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -165,6 +165,8 @@ pub(crate) struct AddProducer {
     pub(crate) peer: Arc<Peer>,
     /// Its id there.
     pub(crate) id: ProducerId,
+    /// What its client asked with.
+    pub(crate) request: RequestId,
     /// Its name; generated when empty.
     pub(crate) name: String,
     /// Raised by the client at each reconnect.
@@ -180,7 +182,7 @@ pub(crate) struct AddProducer {
     /// Encrypts its messages.
     pub(crate) encrypted: bool,
     /// Told when a waiting producer gets its turn.
-    pub(crate) turn: Box<dyn Fn(Admitted) + std::marker::Send + Sync>,
+    pub(crate) turn: Arc<dyn Fn(Admitted) + std::marker::Send + Sync>,
 }
 
 /// A producer that is in.
@@ -232,6 +234,8 @@ pub(crate) struct Subscribe {
     pub(crate) peer: Arc<Peer>,
     /// Its id there.
     pub(crate) id: ConsumerId,
+    /// What its client asked with.
+    pub(crate) request: RequestId,
     /// Its name.
     pub(crate) name: String,
     /// The subscription.

@@ -27,6 +27,7 @@ pub(crate) mod aging;
 mod codes;
 mod delivery;
 mod error;
+mod farewell;
 pub(crate) mod lifecycle;
 mod log;
 mod lost;

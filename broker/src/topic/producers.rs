@@ -12,7 +12,6 @@ use super::messages::{AccessMode, AddProducer, Admitted};
 use super::meter::Meter;
 use super::peer::Peer;
 use geminga_common::clock::Mono;
-use geminga_common::ids::ProducerId;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -147,14 +146,11 @@ impl Producers {
         }
     }
 
-    /// Everyone a fencing newcomer throws out.
-    pub(super) fn evict_all(&mut self) -> Vec<(Arc<Peer>, ProducerId)> {
+    /// Takes everyone out, those who wait too.
+    pub(super) fn evict_all(&mut self) -> Vec<(ProducerKey, Box<AddProducer>)> {
         self.exclusive = None;
-        let members =
-            std::mem::take(&mut self.members).into_values().map(|p| (p.spec.peer.clone(), p.spec.id));
-        let waiting =
-            std::mem::take(&mut self.waiting).into_iter().map(|(_, spec)| (spec.peer.clone(), spec.id));
-        members.chain(waiting).collect()
+        let members = std::mem::take(&mut self.members).into_iter().map(|(key, p)| (key, p.spec));
+        members.chain(std::mem::take(&mut self.waiting)).collect()
     }
 
     /// Starts an exclusive term whose epoch is stored.

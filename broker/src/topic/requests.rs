@@ -1,7 +1,7 @@
 //! Seek, unsubscribe, last message id, and positions by time. Cursor operations that are acknowledged are durable first.
 
-use super::admission::{close_consumer, close_consumer_that_seeks};
 use super::error::{Reply, TopicError};
+use super::farewell::{close_consumer, close_consumer_that_seeks};
 use super::messages::{ConsumerFigures, LastMessage, Message, SeekTarget};
 use super::unreadable::Unreadable;
 use super::worker::{FindFor, ReadFor, Worker};

@@ -471,7 +471,7 @@ impl Worker {
     /// comes back.
     pub(super) fn lose(&mut self, why: &TopicError) {
         tracing::warn!(topic = %self.name, %why, "topic is closed and will be opened again on demand");
-        self.send_away();
+        self.send_away(&TopicError::NotReady);
         self.end();
     }
 
@@ -487,7 +487,7 @@ impl Worker {
         } else {
             tracing::debug!(topic = %self.name, ?since, ?pause, "the store's disk is still full");
         }
-        self.send_away();
+        self.send_away(&TopicError::DiskFull(pause));
         self.end();
     }
 
@@ -509,7 +509,7 @@ impl Worker {
             Ending::None => self.ending = Ending::Draining(reply.into_iter().collect()),
         }
         self.append();
-        self.send_away();
+        self.send_away(&TopicError::NotReady);
         self.persist_all();
         let token = self.ledger.close();
         // Closed or not: a ledger that could not be closed is recovered at the next start.

@@ -135,7 +135,8 @@ impl Txn {
     /// Whether any store may be asked to run it. Stores call this before they look at anything.
     ///
     /// # Errors
-    /// [`MetaError::Invalid`] when it is too big, writes a key twice or names an empty key.
+    /// [`MetaError::TooLarge`] when its keys and values have more than [`TXN_BYTES_MAX`] bytes; [`MetaError::Invalid`] when it has
+    /// too many writes, writes a key twice or names an empty key.
     pub fn check(&self) -> Result<(), MetaError> {
         if self.ops.len() > TXN_OPS_MAX || self.compares.len() > TXN_OPS_MAX {
             return Err(MetaError::Invalid("more than 128 writes or conditions in one transaction"));
@@ -163,7 +164,7 @@ impl Txn {
             return Err(MetaError::Invalid("an empty key"));
         }
         if bytes > TXN_BYTES_MAX {
-            return Err(MetaError::Invalid("more than 1.4 MB in one transaction"));
+            return Err(MetaError::TooLarge(bytes));
         }
         Ok(())
     }
@@ -221,6 +222,11 @@ pub enum MetaError {
     /// The request itself is malformed (too many ops, a key twice, an empty key): a defect of the caller.
     #[error("metadata request refused: {0}")]
     Invalid(&'static str),
+    /// The request holds so many bytes, more than [`TXN_BYTES_MAX`]; nothing was written, and asking again does not help.
+    #[error(
+        "{0} bytes are more than one metadata change may hold ({TXN_BYTES_MAX}); nothing was changed, send less"
+    )]
+    TooLarge(usize),
     /// The lease has expired or never was.
     #[error("lease {} is gone", .0.0)]
     LeaseGone(LeaseId),

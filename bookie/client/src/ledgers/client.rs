@@ -111,7 +111,9 @@ pub(crate) async fn replace_record(inner: &Inner, record: &LedgerRecord, over: R
     loop {
         match inner.replace_once(record, over).await {
             Ok(outcome) => return outcome,
-            Err(MetaError::Invalid(_) | MetaError::LeaseGone(_)) => return ChangeOutcome::Lost(None),
+            Err(MetaError::Invalid(_) | MetaError::TooLarge(_) | MetaError::LeaseGone(_)) => {
+                return ChangeOutcome::Lost(None);
+            }
             Err(error) => {
                 tracing::warn!(ledger = %record.id, %error, "ledger record not written yet, trying again");
                 tokio::time::sleep(inner.jitter(pause)).await;

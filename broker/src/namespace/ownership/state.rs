@@ -193,7 +193,7 @@ impl Take {
             Ok(TxnOutcome::CompareFailed) => self.again("other brokers keep taking the bundle"),
             Err(MetaError::LeaseGone(_)) => self.done(Outcome::LeaseGone),
             Err(MetaError::Unknown(why)) => self.again(&why),
-            Err(error @ (MetaError::Unavailable(_) | MetaError::Invalid(_))) => {
+            Err(error @ (MetaError::Unavailable(_) | MetaError::Invalid(_) | MetaError::TooLarge(_))) => {
                 self.done(Outcome::Undecided(error.to_string()));
             }
         }
