@@ -135,6 +135,7 @@ fn up(args: &UpArgs) -> Result<()> {
                 "{name} is paused by a signal: `kill -CONT {}` lets it go on, `geminga cluster down {name}` ends it",
                 cluster.processes[n].running.map_or(0, |running| running.id)
             ),
+            Standing::Ending => process::wait_gone(&cluster.processes[n], READY)?,
             Standing::Down => {}
         }
         let started = process::start(&dir, &cluster, n, &etcd)?;
@@ -175,6 +176,7 @@ fn status(dir: &Path) -> Result<()> {
         let (standing, id) = match (process::standing(p), p.running) {
             (Standing::Running, Some(running)) => ("running", running.id.to_string()),
             (Standing::Stopped, Some(running)) => ("paused", running.id.to_string()),
+            (Standing::Ending, Some(running)) => ("ending", running.id.to_string()),
             _ => ("down", "-".to_owned()),
         };
         down += usize::from(standing != "running");
