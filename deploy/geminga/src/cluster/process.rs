@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn a_process_that_has_threads_left_is_not_down() {
         const FIRST_THREAD_ENDS: &str = "import ctypes, threading, time\n\
-            threading.Thread(target=time.sleep, args=(1.5,)).start()\n\
+            threading.Thread(target=time.sleep, args=(5,)).start()\n\
             ctypes.CDLL(None).pthread_exit(None)";
         let mut child = match Command::new("python3").args(["-c", FIRST_THREAD_ENDS]).spawn() {
             Ok(child) => child,
