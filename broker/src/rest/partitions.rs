@@ -47,7 +47,7 @@ async fn grow(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
     rest.namespaces.grow_partitioned(topic, wanted).await?;
     if topic.is_persistent() {
         // Asked for only now: who subscribed before the count rose is found, who does after it finds the new partitions.
-        let subscriptions = subscriptions(rest, topic, current).await?;
+        let subscriptions = subscriptions(rest, topic, current).await.map_err(not_completed)?;
         let lacking = if wanted > current { current..wanted } else { 0..wanted };
         for partition in lacking.map(|index| topic.partition(index)) {
             for (name, properties) in &subscriptions {
@@ -56,12 +56,24 @@ async fn grow(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
                     rest.broker.create_subscription(&partition, name, Target::Earliest, properties.clone());
                 match made.await {
                     Ok(()) | Err(ApiError::Exists(_)) => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(not_completed(error.into())),
                 }
             }
         }
     }
     done()
+}
+
+/// The count has risen: sent on to the broker of one partition, the request would come back from there for the next.
+fn not_completed(error: RestError) -> RestError {
+    if error.elsewhere.is_none() {
+        return error;
+    }
+    RestError::new(
+        axum::http::StatusCode::NOT_IMPLEMENTED,
+        "this release does not make subscriptions on new partitions of a topic that several brokers serve: the partitions are there; create each subscription on \
+         each of them at 'earliest'",
+    )
 }
 
 /// Durable subscriptions of the first `count` partitions, with their properties.
@@ -74,9 +86,10 @@ async fn subscriptions(
     for partition in (0..count).map(|index| topic.partition(index)) {
         let names = rest.broker.subscriptions(&partition).await;
         for name in or_unused(rest, &partition, names, Vec::new)? {
-            let Entry::Vacant(new) = all.entry(
-                SubscriptionName::parse(&name).map_err(|error| RestError::precondition(error.to_string()))?,
-            ) else {
+            let wrong = |error: geminga_common::names::NameError| {
+                RestError::from(ApiError::Internal(error.to_string()))
+            };
+            let Entry::Vacant(new) = all.entry(SubscriptionName::parse(&name).map_err(wrong)?) else {
                 continue;
             };
             match rest.broker.subscription_properties(&partition, new.key()).await {

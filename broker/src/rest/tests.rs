@@ -238,6 +238,14 @@ async fn new_partitions_get_the_subscriptions_of_the_others() {
         ("GET", &p("g-partition-3/subscriptions"), "", 200, r#"=["a","b"]"#),
     ])
     .await;
+    // Sent on, the request would go from broker to broker without end.
+    *s.fake.away.lock() =
+        Some(geminga_common::names::TopicName::parse("persistent://public/default/g-partition-4").unwrap());
+    s.table(&[
+        ("POST", &p("g/partitions"), "5", 501, "several brokers"),
+        ("GET", &p("g/partitions"), "", 200, r#"={"partitions":5,"deleted":false}"#),
+    ])
+    .await;
     s.tasks.stop();
 }
 

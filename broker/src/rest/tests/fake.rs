@@ -24,6 +24,8 @@ pub(super) struct Fake {
     pub(super) calls: Mutex<Vec<String>>,
     pub(super) namespaces: Namespaces,
     pub(super) driver: Mutex<Option<&'static str>>,
+    /// A topic that another broker serves.
+    pub(super) away: Mutex<Option<TopicName>>,
 }
 
 impl Fake {
@@ -183,6 +185,9 @@ impl BrokerApi for Fake {
         at: Target,
         properties: BTreeMap<String, String>,
     ) -> Answer<'a, ()> {
+        if self.away.lock().as_ref() == Some(topic) {
+            return ready(Err(ApiError::Elsewhere("http://other:8080".into())));
+        }
         self.calls.lock().push(format!("create {sub} {at:?}"));
         let mut topics = self.topics.lock();
         let subs = topics.entry(topic.clone()).or_default();
@@ -316,6 +321,7 @@ pub(super) async fn server() -> Server {
         calls: Mutex::default(),
         namespaces: namespaces.clone(),
         driver: Mutex::default(),
+        away: Mutex::default(),
     });
     let rest = Rest {
         namespaces,
