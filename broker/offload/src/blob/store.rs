@@ -24,7 +24,7 @@ pub enum SetUpError {
     /// An address holds more than where the store is: who asks, or a query. Nothing of it would be used.
     #[error(
         "offload.{key} holds more than an address; write it as '{plain}', and give credentials by the environment \
-         (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role), the region by offload.region"
+         (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a web identity or a role, the region by offload.region"
     )]
     More {
         /// The setting.
