@@ -24,7 +24,7 @@ pub enum SetUpError {
     /// An address holds more than where the store is: who asks, or a query. Nothing of it would be used.
     #[error(
         "offload.{key} holds more than an address; write it as '{plain}', and give credentials by the environment \
-         (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a web identity or a role, the region by offload.region"
+         (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), a web identity or a role, the region by offload.region"
     )]
     More {
         /// The setting.
@@ -32,6 +32,9 @@ pub enum SetUpError {
         /// What it is without the rest.
         plain: String,
     },
+    /// What the machine has of credentials cannot be used.
+    #[error("credentials of the object store: {0}")]
+    Profile(String),
     /// The store's client refuses the settings.
     #[error("object store {0} cannot be used: {1}")]
     Client(String, object_store::Error),
