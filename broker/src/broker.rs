@@ -495,6 +495,7 @@ impl Broker {
         events: ml::Events,
     ) -> Result<ManagedLedger, TopicError> {
         let mut mode = ml::CreateMode::MustExist;
+        let mut room = None;
         for _ in 0..CREATION_ATTEMPTS {
             match ManagedLedger::open(
                 self.ledger_deps(grant.epoch, grant.guard.clone()),
@@ -506,9 +507,9 @@ impl Broker {
             {
                 Ok(ledger) => return Ok(ledger),
                 Err(ml::OpenError::NotFound | ml::OpenError::CreationLost) if create => {
-                    if name.partition_index().is_none() {
-                        let room = self.namespaces.check_room_for(name.namespace(), 1).await;
-                        room.map_err(|error| refusal(name, error))?;
+                    if name.partition_index().is_none() && room.is_none() {
+                        let found = self.namespaces.room_for(name.namespace(), 1).await;
+                        room = found.map_err(|error| refusal(name, error))?;
                     }
                     let guard = self.namespaces.topic_creation_guard(name).await;
                     let guard = guard.map_err(|error| refusal(name, error))?;

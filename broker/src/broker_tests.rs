@@ -1,6 +1,8 @@
 //! Stories of a broker's start and of first use, over bookies and metadata in memory.
 
 use super::*;
+use crate::admin::Admin;
+use crate::rest::api::{ApiError, BrokerApi as _, Target};
 use bytes::Bytes;
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::memory::MemoryBookies;
@@ -197,4 +199,84 @@ async fn bookies_that_go_and_come_are_followed_by_who_has_them() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the tombstone is still there");
+}
+
+fn topic(local: &str) -> TopicName {
+    TopicName::parse(&format!("persistent://public/default/{local}")).expect("a name")
+}
+
+/// The answers to what is asked all at once.
+async fn at_once<T>(asked: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    futures::future::join_all(asked).await
+}
+
+#[tokio::test]
+async fn of_many_who_create_one_topic_at_once_one_has_created_it() {
+    let rig = Rig::new();
+    let admin = Admin(rig.broker().await);
+    admin.0.namespaces.bootstrap().await.expect("namespaces");
+    let name = topic("new");
+    let answers = at_once((0..8).map(|_| admin.create_topic(&name))).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(()) | Err(ApiError::Exists(_)))), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_bound_on_topics_holds_however_many_are_created_at_once() {
+    let rig = Rig::new();
+    let broker = rig.broker().await;
+    broker.namespaces.bootstrap().await.expect("namespaces");
+    let bounded = |policies: &mut crate::namespace::Policies| {
+        policies.max_topics_per_namespace = Some(5);
+        Ok(())
+    };
+    broker.namespaces.update_policies(topic("x").namespace(), bounded).await.expect("bounded");
+    let opened = at_once((0..12).map(|n| {
+        let broker = broker.clone();
+        async move { broker.open(&topic(&format!("t{n}")), true).await.is_ok() }
+    }));
+    assert_eq!(opened.await.iter().filter(|opened| **opened).count(), 5);
+    // Partitions count, and first use of a partitioned topic too.
+    let admin = Admin(broker.clone());
+    admin.delete_topic(&topic("t0"), true).await.expect("deleted");
+    let refused = broker.namespaces.create_partitioned(&topic("p"), 2, Default::default()).await;
+    assert!(matches!(refused, Err(NamespaceError::TooManyTopics(_))), "{refused:?}");
+    broker.namespaces.create_partitioned(&topic("p"), 1, Default::default()).await.expect("room for one");
+    let refused = broker.namespaces.grow_partitioned(&topic("p"), 2).await;
+    assert!(matches!(refused, Err(NamespaceError::TooManyTopics(_))), "{refused:?}");
+    broker.namespaces.grow_partitioned(&topic("p"), 1).await.expect("no more than there are");
+}
+
+#[tokio::test]
+async fn subscriptions_that_are_made_and_deleted_at_once_leave_the_topic_standing() {
+    let rig = Rig::new();
+    let admin = Admin(rig.broker().await);
+    admin.0.namespaces.bootstrap().await.expect("namespaces");
+    let bounded = |policies: &mut crate::namespace::Policies| {
+        policies.max_subscriptions_per_topic = Some(3);
+        Ok(())
+    };
+    let name = topic("many");
+    admin.0.namespaces.update_policies(name.namespace(), bounded).await.expect("bounded");
+    admin.create_topic(&name).await.expect("created");
+    let subscriptions: Vec<_> =
+        (0..9).map(|n| SubscriptionName::parse(&format!("s{n}")).expect("a name")).collect();
+    let made = at_once(
+        subscriptions
+            .iter()
+            .map(|sub| admin.create_subscription(&name, sub, Target::Earliest, Default::default())),
+    );
+    let made = made.await;
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3, "{made:?}");
+    let first = &subscriptions[made.iter().position(Result::is_ok).expect("one")];
+    let deleted = at_once((0..8).map(|_| admin.delete_subscription(&name, first, true))).await;
+    assert_eq!(deleted.iter().filter(|deleted| deleted.is_ok()).count(), 1, "{deleted:?}");
+    assert!(
+        deleted.iter().all(|d| matches!(d, Ok(()) | Err(ApiError::SubscriptionNotFound { .. }))),
+        "{deleted:?}"
+    );
+    // The topic is still the same one, and ends once however often that is asked for.
+    let ends = at_once((0..3).map(|_| admin.terminate_topic(&name))).await;
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    admin.terminate_topic(&name).await.expect("answered again");
 }

@@ -266,6 +266,8 @@ impl BrokerApi for Admin {
 
     fn create_topic<'a>(&'a self, topic: &'a TopicName) -> Answer<'a, ()> {
         async move {
+            // Of two that create at once one is told that it is there already.
+            let _turn = self.0.namespaces.turn_of(topic).await;
             let there = self.0.namespaces.topic_stored(topic).await;
             if there.map_err(|error| ApiError::Internal(error.to_string()))? {
                 return Err(ApiError::Exists("This topic already exists".to_owned()));

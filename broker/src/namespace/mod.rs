@@ -10,6 +10,7 @@
 //! | `listing` | pure: topics hash and pattern filter |
 //! | [`ownership`] | which broker serves which bundle: epochs, guards, lost leases, orphans |
 //! | `cache` | records in memory, kept fresh by watches and by own writes |
+//! | `turns` | one at a time, for what looks first and creates then |
 //! | `codec`, `lenient` | stored form with its version; number forms that Pulsar's JSON reader accepts |
 //!
 //! Decisions: records are JSON, because they are small, rare, and read by people during incidents. Every cache holds whole
@@ -27,6 +28,7 @@ mod parts;
 mod policies;
 mod registry;
 mod topic_policies;
+mod turns;
 
 #[cfg(test)]
 mod tests;

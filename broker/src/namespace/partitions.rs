@@ -5,6 +5,7 @@ use super::cache::Table;
 use super::creation::{Metadata, ResolveError, check_load, resolve_metadata};
 use super::listing::DomainMode;
 use super::registry::{Namespaces, Step};
+use super::turns::Turn;
 use super::{AutoCreation, NamespaceError, decode, encode, lenient};
 use geminga_common::metadata::{Compare, Op, Txn, list_all};
 use geminga_common::names::{NamespaceName, TopicName};
@@ -113,7 +114,7 @@ impl Namespaces {
     /// Creates a partitioned topic.
     ///
     /// # Errors
-    /// When the namespace is missing, the name is taken (as a plain topic too) or is a partition's, or the count is out of
+    /// When the namespace is missing or has no room for its partitions, the name is taken (as a plain topic too) or is a partition's, or the count is out of
     /// bounds; metadata errors.
     pub async fn create_partitioned(
         &self,
@@ -127,6 +128,7 @@ impl Namespaces {
         if partitions == 0 || partitions > PARTITIONS_MAX {
             return Err(NamespaceError::PartitionCount(partitions));
         }
+        let _room = self.room_for(topic.namespace(), partitions).await?;
         let (key, plain) = (self.keys().partitioned(topic), self.keys().topic(topic));
         for _ in 0..super::registry::ATTEMPTS {
             let guard = self.creation_guard(topic.namespace()).await?;
@@ -148,11 +150,17 @@ impl Namespaces {
     /// Raises a partition count; the same count is fine.
     ///
     /// # Errors
-    /// When the topic is not partitioned, the count would fall or is out of bounds; metadata errors.
+    /// When the topic is not partitioned, the count would fall or is out of bounds, or the namespace has no room for more; metadata
+    /// errors.
     pub async fn grow_partitioned(&self, topic: &TopicName, wanted: u32) -> Result<(), NamespaceError> {
         if topic.partition_index().is_some() {
             return Err(NamespaceError::PartitionOfPartition(topic.clone()));
         }
+        let current = self.partition_count(topic).unwrap_or(wanted);
+        let _room = match wanted.checked_sub(current) {
+            None | Some(0) => None,
+            Some(more) => self.room_for(topic.namespace(), more).await?,
+        };
         self.change_partitioned(topic, |record| {
             if wanted < record.partitions {
                 return Err(NamespaceError::PartitionsFewer { current: record.partitions, wanted });
@@ -258,18 +266,24 @@ impl Namespaces {
         Ok(topics.into_iter().filter(|topic| mode.takes(topic)).collect())
     }
 
-    /// Whether the namespace's bound on topics leaves room for `more`. 0 is unbounded. Partitions count one by one.
+    /// Whether the namespace's bound on topics leaves room for `more`. 0 is unbounded. Partitions count one by one. The room is kept
+    /// until the answer is dropped: whoever creates them holds it so long.
     ///
     /// # Errors
     /// When the bound would be passed, or the namespace is not there; metadata errors.
-    pub async fn check_room_for(&self, namespace: &NamespaceName, more: u32) -> Result<(), NamespaceError> {
+    pub(crate) async fn room_for(
+        &self,
+        namespace: &NamespaceName,
+        more: u32,
+    ) -> Result<Option<Turn>, NamespaceError> {
         let bound = self.live_policies(namespace)?.max_topics_per_namespace.unwrap_or(0);
         if bound <= 0 {
-            return Ok(());
+            return Ok(None);
         }
+        let turn = self.inner.creating.take(namespace).await;
         let there = self.topics(namespace, DomainMode::All).await?.len();
         let room = usize::try_from(bound).is_ok_and(|bound| there + more as usize <= bound);
-        if room { Ok(()) } else { Err(NamespaceError::TooManyTopics(namespace.clone())) }
+        if room { Ok(Some(turn)) } else { Err(NamespaceError::TooManyTopics(namespace.clone())) }
     }
 
     /// Refuses with "not found" a name whose topic is nowhere: neither stored, nor a partition of a partitioned topic, nor

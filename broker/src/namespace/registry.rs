@@ -9,6 +9,7 @@
 use super::cache::{Applied, Table};
 use super::policies::{Policies, Tenant};
 use super::topic_policies::TopicRecord;
+use super::turns::{Turn, Turns};
 use super::{AutoCreation, DomainMode, NamespaceError, Partitioned, decode, encode};
 use bytes::Bytes;
 use geminga_common::metadata::keys::Keys;
@@ -66,6 +67,10 @@ pub(super) struct Inner {
     pub(super) partitioned: Table<Partitioned>,
     pub(super) topics: Table<TopicRecord>,
     changes: watch::Sender<u64>,
+    /// Of namespaces that bound how many topics they have.
+    pub(super) creating: Turns,
+    /// Of topics that people create by name.
+    topic_turns: Turns,
 }
 
 /// What an attempt at a change decided.
@@ -93,6 +98,8 @@ impl Namespaces {
             partitioned: Table::new(keys.all_partitioned_prefix()),
             topics: Table::new(keys.all_topic_settings_prefix()),
             changes: watch::Sender::new(0),
+            creating: Turns::default(),
+            topic_turns: Turns::default(),
             store,
             keys,
             defaults,
@@ -315,6 +322,11 @@ impl Namespaces {
             return Err(NamespaceError::NamespaceDeleting(namespace.clone()));
         }
         Ok(Compare::ModRevision(key, found.mod_revision))
+    }
+
+    /// The turn of whoever finds that a topic is not there and creates it then.
+    pub(crate) async fn turn_of(&self, topic: &TopicName) -> Turn {
+        self.inner.topic_turns.take(topic).await
     }
 
     /// All that a transaction which creates this very topic must compare: its namespace as in [`Self::creation_guard`]; that a

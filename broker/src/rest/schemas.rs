@@ -96,7 +96,9 @@ fn given(rest: &Rest, req: &Req) -> Result<SchemaData, RestError> {
     let unprocessable = |text: String| RestError::new(StatusCode::UNPROCESSABLE_ENTITY, text);
     let posted: Option<Posted> = req.body_as()?;
     let posted = posted.ok_or_else(|| RestError::bad("The request entity cannot be empty."))?;
-    let schema_type = SchemaType::of_name(&posted.kind)
+    // Plain bytes are no schema, as Pulsar stores them.
+    let kind = if posted.kind == "BYTES" { "NONE" } else { posted.kind.as_str() };
+    let schema_type = SchemaType::of_name(kind)
         .ok_or_else(|| unprocessable(format!("'{}' is no schema type", posted.kind)))?;
     let text = posted.schema.unwrap_or_default();
     let described = matches!(schema_type, SchemaType::JSON | SchemaType::AVRO);

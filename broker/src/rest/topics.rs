@@ -236,10 +236,10 @@ async fn create(rest: &Rest, req: &Req, topic: &TopicName) -> Answer {
         (Some(_), Some(_)) => return Err(NamespaceError::TopicExists(topic.clone()).into()),
         (None, None) => {}
     }
-    match rest.namespaces.check_room_for(topic.namespace(), 1).await {
-        // A plain topic too many is 409, a partitioned one 412.
+    match rest.namespaces.room_for(topic.namespace(), 1).await {
+        // A plain topic too many is 409, a partitioned one 412. The room is looked for again where it is taken.
         Err(error @ NamespaceError::TooManyTopics(_)) => return Err(RestError::conflict(error.to_string())),
-        other => other?,
+        other => drop(other?),
     }
     match rest.broker.create_topic(topic).await {
         Err(ApiError::Exists(_)) => return Err(NamespaceError::TopicExists(topic.clone()).into()),

@@ -8,7 +8,7 @@ use crate::dispatch::{HashRange, KeySharedMode, SubscriptionType};
 use crate::topic::messages::{
     Ack, AckedId, InitialPosition, LastMessage, Message, Redeliver, SeekTarget, Subscribe, SubscribeOutcome,
 };
-use crate::topic::peer::{ConsumerSlot, Peer};
+use crate::topic::peer::{Asking, ConsumerSlot, Peer};
 use crate::topic::{ConsumerRef, Reply, TopicError};
 use geminga_common::ids::{ConsumerId, EntryId, LedgerId, Position, RequestId};
 use geminga_common::names::{SubscriptionName, TopicName};
@@ -218,7 +218,7 @@ pub(super) fn flow(c: &Connection, command: &wire::CommandFlow) -> Result<(), En
 /// ACK.
 pub(super) fn ack(c: &Connection, command: wire::CommandAck) {
     let id = ConsumerId(command.consumer_id);
-    let receipt = command.request_id.map(|request| ack_receipt(&c.peer, id, RequestId(request)));
+    let receipt = command.request_id.map(|request| ack_receipt(c.peer.asks(), id, RequestId(request)));
     let refuse = |receipt: Option<Reply<()>>, text: &str| {
         if let Some(receipt) = receipt {
             receipt.send(Err(TopicError::NotAllowed(text.to_owned())));
@@ -245,8 +245,7 @@ pub(super) fn ack(c: &Connection, command: wire::CommandAck) {
     }));
 }
 
-fn ack_receipt(peer: &Arc<Peer>, id: ConsumerId, request: RequestId) -> Reply<()> {
-    let peer = peer.clone();
+fn ack_receipt(peer: Asking, id: ConsumerId, request: RequestId) -> Reply<()> {
     Reply::new(move |durable| match durable {
         Ok(()) => peer.outbox.frame(|out| geminga_proto::encode::ack_response(id.0, request.0, out)),
         Err(refused) => respond::command(&peer, Type::AckResponse, |c| {
@@ -301,7 +300,7 @@ pub(super) fn unsubscribe(c: &Connection, command: &wire::CommandUnsubscribe) {
     let request = RequestId(command.request_id);
     let id = ConsumerId(command.consumer_id);
     let Some(consumer) = c.consumer_or_refuse(id, request) else { return };
-    let peer = c.peer.clone();
+    let peer = c.peer.asks();
     let reply = Reply::new(move |result: Result<(), TopicError>| {
         if result.is_ok() {
             peer.slots().consumers.remove(&id);
@@ -325,12 +324,12 @@ pub(super) fn seek(c: &Connection, command: wire::CommandSeek) {
     let awaits = c.peer.slots().awaits(id);
     if !awaits {
         let Some(consumer) = c.consumer_or_refuse(id, request) else { return };
-        return put_seek(&c.peer, request, consumer, to);
+        return put_seek(c.peer.asks(), request, consumer, to);
     }
-    let peer = c.peer.clone();
+    let peer = c.peer.asks();
     c.broker.tasks.spawn(format!("seek of {}", peer.address), OnFailure::Log, async move {
         match tokio::time::timeout(SEEK_PATIENCE, returned(&peer, id)).await {
-            Ok(Some(consumer)) => put_seek(&peer, request, consumer, to),
+            Ok(Some(consumer)) => put_seek(peer, request, consumer, to),
             _ => respond::error(&peer, request, ServerError::MetadataError, "Consumer not found"),
         }
     });
@@ -354,8 +353,7 @@ async fn returned(peer: &Peer, id: ConsumerId) -> Option<ConsumerRef> {
     }
 }
 
-fn put_seek(peer: &Arc<Peer>, request: RequestId, consumer: ConsumerRef, to: SeekTarget) {
-    let peer = peer.clone();
+fn put_seek(peer: Asking, request: RequestId, consumer: ConsumerRef, to: SeekTarget) {
     let reply = Reply::new(move |result| respond::outcome(&peer, request, &result));
     consumer.topic.put(Message::Seek {
         subscription: consumer.subscription,
@@ -369,7 +367,7 @@ fn put_seek(peer: &Arc<Peer>, request: RequestId, consumer: ConsumerRef, to: See
 pub(super) fn last_message_id(c: &Connection, command: &wire::CommandGetLastMessageId) {
     let request = RequestId(command.request_id);
     let Some(consumer) = c.consumer_or_refuse(ConsumerId(command.consumer_id), request) else { return };
-    let peer = c.peer.clone();
+    let peer = c.peer.asks();
     let partition = consumer.topic.name().partition_index();
     let reply = Reply::new(move |result: Result<LastMessage, TopicError>| match result {
         Ok(last) => last_message(&peer, request, partition, &last),
@@ -418,7 +416,7 @@ pub(super) fn stats(c: &Connection, command: &wire::CommandConsumerStats) {
         let text = "no such consumer on this connection".to_owned();
         return answer(&c.peer, failed(ServerError::ConsumerNotFound, text));
     };
-    let peer = c.peer.clone();
+    let peer = c.peer.asks();
     let reply = Reply::new(move |result: Result<crate::topic::messages::ConsumerFigures, TopicError>| {
         let response = match result {
             Ok(figures) => wire::CommandConsumerStatsResponse {

@@ -19,7 +19,7 @@ const PATTERN_MAX: usize = 50;
 
 /// PARTITIONED_METADATA: how many partitions; creates the metadata where auto-creation says so.
 pub(super) fn partitions(c: &Connection, command: wire::CommandPartitionedTopicMetadata) {
-    let (broker, peer) = (c.broker.clone(), c.peer.clone());
+    let (broker, peer) = (c.broker.clone(), c.peer.asks());
     c.broker.tasks.spawn("partition metadata", OnFailure::Log, async move {
         let may_create = command.metadata_auto_creation_enabled();
         let partitions = match parse(&command.topic) {
@@ -50,7 +50,7 @@ pub(super) fn partitions(c: &Connection, command: wire::CommandPartitionedTopicM
 
 /// LOOKUP: the broker that owns the topic's bundle, which is this one if nobody does.
 pub(super) fn lookup(c: &Connection, command: wire::CommandLookupTopic) {
-    let (broker, peer) = (c.broker.clone(), c.peer.clone());
+    let (broker, peer) = (c.broker.clone(), c.peer.asks());
     c.broker.tasks.spawn("lookup", OnFailure::Log, async move {
         let checked = match parse(&command.topic) {
             Ok(name) => match broker.check_namespace(&name).await {
@@ -107,7 +107,7 @@ fn lookup_failed(peer: &Peer, request_id: u64, code: ServerError, message: Strin
 /// GET_TOPICS_OF_NAMESPACE.
 pub(super) fn topics(c: &Connection, command: wire::CommandGetTopicsOfNamespace) {
     use wire::command_get_topics_of_namespace::Mode;
-    let (broker, peer) = (c.broker.clone(), c.peer.clone());
+    let (broker, peer) = (c.broker.clone(), c.peer.asks());
     c.broker.tasks.spawn("topics of namespace", OnFailure::Log, async move {
         let request = RequestId(command.request_id);
         let namespace = match NamespaceName::parse(&command.namespace) {

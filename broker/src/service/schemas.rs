@@ -93,7 +93,7 @@ pub(super) async fn check_consumer(
 
 /// GET_SCHEMA: the latest, or the one of a version.
 pub(super) fn get(c: &Connection, command: wire::CommandGetSchema) {
-    let (broker, peer) = (c.broker.clone(), c.peer.clone());
+    let (broker, peer) = (c.broker.clone(), c.peer.asks());
     c.broker.tasks.spawn("get schema", OnFailure::Log, async move {
         let found = find(&broker, &command).await;
         let mut response =
@@ -155,7 +155,7 @@ async fn find(
 
 /// GET_OR_CREATE_SCHEMA.
 pub(super) fn get_or_create(c: &Connection, command: wire::CommandGetOrCreateSchema) {
-    let (broker, peer) = (c.broker.clone(), c.peer.clone());
+    let (broker, peer) = (c.broker.clone(), c.peer.asks());
     c.broker.tasks.spawn("get or create schema", OnFailure::Log, async move {
         let outcome = match TopicName::parse(&command.topic) {
             Ok(name) => match broker.topic(&name, false).await {

@@ -3,32 +3,94 @@
 
 use crate::{Broker, Config, Deps};
 use bytes::BytesMut;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use geminga_bookie_client::ledgers::{LedgerClient, Parts};
 use geminga_bookie_client::memory::MemoryBookies;
 use geminga_bookie_client::placement::StaticPlacement;
 use geminga_bookie_client::quorum::QuorumSpec;
 use geminga_common::clock::SystemClock;
-use geminga_common::metadata::MetadataStore;
 use geminga_common::metadata::keys::Keys;
 use geminga_common::metadata::memory::MemoryStore;
+use geminga_common::metadata::{LeaseId, MetaError, MetadataStore, Record, Txn, TxnOutcome, WatchStream};
 use geminga_common::rng::Rng;
 use geminga_common::tasks::TaskGroup;
 use geminga_proto::encode::{encode_command, ping};
 use geminga_proto::frame::{FrameLimits, next_frame};
 use geminga_proto::pulsar::base_command::Type;
-use geminga_proto::pulsar::{BaseCommand, CommandConnect};
+use geminga_proto::pulsar::{BaseCommand, CommandConnect, CommandPartitionedTopicMetadata};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 /// Bytes of PINGs.
 const FLOOD: usize = 24 << 20;
 
+/// A store that takes its time once it is told to: what asks it waits.
+struct Stalling {
+    inner: MemoryStore,
+    stalls: watch::Sender<bool>,
+}
+
+impl Stalling {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { inner: MemoryStore::new(SystemClock::shared()), stalls: watch::Sender::new(false) })
+    }
+
+    async fn turn(&self) {
+        self.stalls.subscribe().wait_for(|stalls| !stalls).await.unwrap();
+    }
+}
+
+impl MetadataStore for Stalling {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Record>, MetaError>> {
+        async move {
+            self.turn().await;
+            self.inner.get(key).await
+        }
+        .boxed()
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Record>, MetaError>> {
+        self.inner.list(prefix, after, limit)
+    }
+
+    fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, MetaError>> {
+        self.inner.txn(txn)
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<WatchStream, MetaError>> {
+        self.inner.watch(prefix)
+    }
+
+    fn lease_grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, MetaError>> {
+        self.inner.lease_grant(ttl)
+    }
+
+    fn lease_keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.lease_keep_alive(lease)
+    }
+
+    fn lease_revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.lease_revoke(lease)
+    }
+}
+
 async fn broker() -> SocketAddr {
-    let (tasks, clock) = (TaskGroup::new(), SystemClock::shared());
-    let metadata: Arc<dyn MetadataStore> = Arc::new(MemoryStore::new(clock));
+    broker_over(Stalling::new()).await
+}
+
+async fn broker_over(metadata: Arc<Stalling>) -> SocketAddr {
+    let tasks = TaskGroup::new();
+    let metadata: Arc<dyn MetadataStore> = metadata;
     let bookies = MemoryBookies::new(1);
     let ledgers = LedgerClient::new(Parts {
         placement: Arc::new(StaticPlacement::new(bookies.refs())),
@@ -58,6 +120,17 @@ async fn broker() -> SocketAddr {
 fn connect() -> BaseCommand {
     let connect = CommandConnect { client_version: "t".into(), ..Default::default() };
     BaseCommand { r#type: Type::Connect as i32, connect: Some(Box::new(connect)), ..Default::default() }
+}
+
+fn partitions_of(topic: &str) -> BaseCommand {
+    let asked = CommandPartitionedTopicMetadata {
+        topic: topic.into(),
+        request_id: 7,
+        metadata_auto_creation_enabled: Some(false),
+        ..Default::default()
+    };
+    let kind = Type::PartitionedMetadata as i32;
+    BaseCommand { r#type: kind, partition_metadata: Some(Box::new(asked)), ..Default::default() }
 }
 
 /// The broker stops reading from a client that takes no answers and goes on when it takes them; a stranger it sends away.
@@ -100,6 +173,46 @@ async fn a_flood_of_pings_whose_answers_nobody_reads_is_not_kept_in_memory() {
             answered += socket.read(&mut took).await.unwrap();
         }
     }
+}
+
+/// A client that asks on and on without an answer is not read until it has some; then all are answered.
+#[tokio::test]
+async fn a_flood_of_requests_that_take_their_time_is_not_kept_in_memory() {
+    let metadata = Stalling::new();
+    let mut socket = TcpStream::connect(broker_over(metadata.clone()).await).await.unwrap();
+    let mut out = BytesMut::new();
+    encode_command(&connect(), &mut out);
+    socket.write_all(&out).await.unwrap();
+    socket.readable().await.unwrap();
+    metadata.stalls.send_replace(true);
+    out.clear();
+    encode_command(&partitions_of("persistent://public/default/there-is-none"), &mut out);
+    let (one, many) = (out.len(), FLOOD / out.len());
+    let out = out.repeat(many);
+    let (mut reader, mut writer) = socket.into_split();
+    let (told, mut written) = watch::channel(0);
+    let writing = tokio::spawn(async move {
+        for chunk in out.chunks(1 << 16) {
+            writer.write_all(chunk).await.unwrap();
+            told.send_modify(|written| *written += chunk.len());
+        }
+        writer
+    });
+    while tokio::time::timeout(Duration::from_millis(500), written.changed()).await.is_ok() {
+        assert!(*written.borrow() < FLOOD / 2, "all of it is read");
+    }
+    metadata.stalls.send_replace(false);
+    let mut buffer = BytesMut::new();
+    let mut answers = 0;
+    while answers < many {
+        assert!(reader.read_buf(&mut buffer).await.unwrap() > 0, "closed after {answers} of {many}");
+        while let Some(frame) = next_frame(&mut buffer, FrameLimits::default()).unwrap() {
+            let kind = geminga_proto::decode::peek_type(&frame.command);
+            answers += usize::from(kind == Some(Type::PartitionedMetadataResponse as i32));
+        }
+    }
+    assert_eq!(*written.borrow(), many * one);
+    drop(writing.await.unwrap());
 }
 
 /// What a stranger's frame holds besides CONNECT is not decoded: it may be malformed.

@@ -377,13 +377,19 @@ impl Worker {
         });
     }
 
+    /// Terminates the topic. Asked for again it answers the same: who asks may not have got the first answer.
     fn terminate(&mut self, reply: Reply<Option<Position>>) {
+        if self.ledger.is_terminated() {
+            return reply.send(Ok(self.ledger.last_confirmed()));
+        }
         let token = self.ledger.terminate();
         let then = move |worker: &mut Worker, done: Result<(), TopicError>| {
             let last = worker.ledger.last_confirmed();
             if done.is_ok() {
                 worker.send_producers_away(&TopicError::Terminated);
             }
+            // Two that were asked for at once: the second is refused for what the first has done.
+            let done = if worker.ledger.is_terminated() { Ok(()) } else { done };
             reply.send(done.map(|()| last));
         };
         self.changes.insert(token, Box::new(then));

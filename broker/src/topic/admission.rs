@@ -316,14 +316,15 @@ impl Worker {
     /// Creates a durable subscription at a position; `then` goes on once it is durable. A second wish for the same name while
     /// the first is being written waits for it.
     pub(super) fn create_subscription(&mut self, name: SubscriptionName, birth: Birth, then: Made) {
+        if let Some(waiting) = self.creating.get_mut(&name) {
+            return waiting.push(then);
+        }
         let limits = self.broker.topic_limits(&self.name);
-        let durable = self.subscriptions.values().filter(|sub| sub.is_durable()).count() as u64;
+        let there = self.subscriptions.values().filter(|sub| sub.is_durable()).count();
+        let durable = (there + self.creating.len()) as u64;
         if limits.subscriptions_max.is_some_and(|max| durable >= max) {
             let text = "Exceed the maximum number of subscriptions of the topic";
             return then(self, Err(TopicError::NotAllowed(text.to_owned())));
-        }
-        if let Some(waiting) = self.creating.get_mut(&name) {
-            return waiting.push(then);
         }
         self.creating.insert(name.clone(), vec![then]);
         let (cursors, topic, handle) = (self.cursors.clone(), self.ledger.topic_id(), self.handle.clone());

@@ -11,9 +11,10 @@ use geminga_common::clock::Mono;
 use geminga_common::ids::{ConsumerId, ProducerId, RequestId};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +88,32 @@ pub(crate) struct Peer {
     heard_something: Notify,
     /// Told when a consumer's creation has ended, either way.
     pub(crate) settled: Notify,
+    /// Requests under way, and what is told when half of those that may be are answered.
+    asking: AtomicUsize,
+    answered: Notify,
+}
+
+/// Requests of one connection that may be under way at once. A client that sends more is not read until half of them are answered:
+/// each costs memory, some kilobytes, and turns that others wait for.
+pub(crate) const REQUESTS_MAX: usize = 2048;
+
+/// The peer as a request knows it that is not answered yet: it is answered, one way or another, when this is dropped.
+pub(crate) struct Asking(Arc<Peer>);
+
+impl Deref for Asking {
+    type Target = Peer;
+
+    fn deref(&self) -> &Peer {
+        &self.0
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if self.0.asking.fetch_sub(1, Ordering::AcqRel) == REQUESTS_MAX / 2 {
+            self.0.answered.notify_one();
+        }
+    }
 }
 
 impl Peer {
@@ -104,7 +131,25 @@ impl Peer {
             heard: AtomicBool::new(false),
             heard_something: Notify::new(),
             settled: Notify::new(),
+            asking: AtomicUsize::new(0),
+            answered: Notify::new(),
         })
+    }
+
+    /// Takes on a request.
+    pub(crate) fn asks(self: &Arc<Self>) -> Asking {
+        self.asking.fetch_add(1, Ordering::AcqRel);
+        Asking(self.clone())
+    }
+
+    /// With [`REQUESTS_MAX`] or more under way: waits until fewer than half as many are.
+    pub(crate) async fn room_to_ask(&self) {
+        if self.asking.load(Ordering::Acquire) < REQUESTS_MAX {
+            return;
+        }
+        while self.asking.load(Ordering::Acquire) >= REQUESTS_MAX / 2 {
+            self.answered.notified().await;
+        }
     }
 
     /// Keeps what CONNECT said; only the first time counts.

@@ -202,12 +202,13 @@ impl Worker {
         self.broker.tasks.clone().spawn(format!("delete subscription {name}"), OnFailure::Log, async move {
             let stored = cursors.delete(cursor).await;
             let then = move |worker: &mut Worker| match stored {
-                Ok(()) => {
+                Ok(()) | Err(WriteError::NoSuchCursor(_)) => {
                     if worker.subscriptions.get(&name).is_some_and(|sub| sub.incarnation == incarnation) {
                         worker.subscriptions.remove(&name);
                     }
                     worker.durable.remove(cursor);
-                    reply.send(Ok(()));
+                    // Two deletions at once: the second found nothing any more.
+                    reply.send(stored.map_err(|_gone| TopicError::SubscriptionNotFound(name.to_string())));
                     worker.trim();
                 }
                 Err(error) => {

@@ -8,7 +8,7 @@ use geminga_common::error::{Code, Coded as _};
 use geminga_common::tasks::TaskGroup;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,11 +63,21 @@ fn check_file(text: &str) -> Result<(), ConfigError> {
 
 #[allow(clippy::disallowed_methods)] // before anything runs that could be simulated
 fn read_file(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).map_err(|error| {
+    let refused = |error: std::io::Error| {
         let text = format!("configuration file {} cannot be read: {error}; correct --config", path.display());
         failure::coded(Code::CONFIG_UNREADABLE, text)
-    })
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(refused)?;
+    let bytes = file.take(CONFIG_MAX + 1).read_to_string(&mut text).map_err(refused)?;
+    if bytes as u64 > CONFIG_MAX {
+        return Err(refused(std::io::Error::other(format!("it is longer than {CONFIG_MAX} bytes"))));
+    }
+    Ok(text)
 }
+
+/// Longest file of settings: what is longer is none.
+const CONFIG_MAX: u64 = 1 << 20;
 
 /// Logs to standard error.
 pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
@@ -160,10 +170,22 @@ pub(crate) fn check_bind(bind: IpAddr, insecure: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Most threads of a runtime.
+const THREADS_MAX: usize = 256;
+
 /// A runtime with so many threads; 0 is half of the cores.
+///
+/// # Errors
+/// More than [`THREADS_MAX`], or the system refuses what it needs.
 pub(crate) fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if threads == 0 { cores.div_ceil(2) } else { threads.min(256) };
+    if threads > THREADS_MAX {
+        return Err(failure::coded(
+            Code::CONFIG_INVALID,
+            format_args!("'threads' is {threads}, it must lie in 0 to {THREADS_MAX}"),
+        ));
+    }
+    let threads = if threads == 0 { cores.div_ceil(2) } else { threads };
     let runtime = if threads == 1 {
         // One thread needs no work stealing: cheaper wake-ups and less memory.
         tokio::runtime::Builder::new_current_thread().enable_all().build()
