@@ -298,9 +298,7 @@ impl Broker {
         };
         let stop = self.tasks.token();
         self.tasks.spawn("http listener", OnFailure::StopProcess, async move {
-            if let Err(error) = rest.serve(http, stop).await {
-                tracing::error!(%error, "REST takes no more requests");
-            }
+            rest.serve(http, stop).await;
         });
         let (broker, stop) = (self.clone(), self.draining.clone());
         self.tasks.spawn("orphans", OnFailure::Log, async move {

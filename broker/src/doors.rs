@@ -7,12 +7,9 @@ use crate::seldom::Seldom;
 use geminga_common::clock::{Clock, Mono};
 use geminga_common::error::Code;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Files kept for the store and for connections that the process itself makes, where the limit allows that many.
@@ -112,8 +109,9 @@ impl Door {
                 max = self.max,
                 %address,
                 untold,
-                "{}: a connection was closed: as many clients are connected as the limit on open files allows; raise it (`ulimit -n`) \
-                 and start again, or find who holds so many connections",
+                "{}: a connection was closed: as many clients are connected as this port has places, which follow from the limit on open \
+                 files (`ulimit -n`; the HTTP port never has more than {HTTP_MAX}); find who holds so many connections, or raise \
+                 the limit and start again",
                 Code::TOO_MANY_CONNECTIONS
             );
         }
@@ -137,73 +135,6 @@ pub(crate) struct Doors {
 impl Doors {
     pub(crate) fn new(bounds: Bounds) -> Self {
         Self { pulsar: Door::new("pulsar", bounds.pulsar), http: Door::new("http", bounds.http) }
-    }
-}
-
-/// The HTTP listener with its places.
-pub(crate) struct HttpListener {
-    pub(crate) listener: TcpListener,
-    pub(crate) door: Arc<Door>,
-    pub(crate) clock: Arc<dyn Clock>,
-}
-
-impl axum::serve::Listener for HttpListener {
-    type Io = Seated;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Seated, SocketAddr) {
-        let (stream, address, place) = self.door.accept(&self.listener, &*self.clock).await;
-        (Seated { stream, _place: place }, address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that holds its place until it is dropped.
-pub(crate) struct Seated {
-    stream: TcpStream,
-    _place: Place,
-}
-
-impl AsyncRead for Seated {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Seated {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -132,7 +132,7 @@ codes! {
     4019 LOST_FOR_GOOD: "messages were lost, and the loss was accepted", pulsar 2, http 410, grpc 15, retry false;
     4025 OBJECT_STORE_SLOW_DOWN: "the object store asks for fewer requests", pulsar 2, http 503, grpc 14, retry true;
     4026 OBJECT_READS_WAIT: "readers wait because as much as may be was asked of the object store", pulsar 2, http 503, grpc 14, retry true;
-    4027 TOO_MANY_CONNECTIONS: "as many clients are connected as the limit on open files allows", pulsar 14, http 503, grpc 8, retry true;
+    4027 TOO_MANY_CONNECTIONS: "as many clients are connected as the port has places", pulsar 14, http 503, grpc 8, retry true;
     4028 TOO_LARGE_TO_STORE: "what is to be stored is larger than one record may be", pulsar 22, http 413, grpc 3, retry false;
     5001 METADATA_UNAVAILABLE: "the metadata store cannot be reached", pulsar 1, http 503, grpc 14, retry true;
     5002 METADATA_UNKNOWN: "whether the metadata change happened is not known", pulsar 1, http 503, grpc 14, retry true;

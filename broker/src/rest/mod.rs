@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `api`, `stats` | what REST asks of the broker ([`BrokerApi`]), and stats in Pulsar's JSON shape |
+//! | `serve` | connections: places, and requests that have to arrive in time |
 //! | `request`, `response` | one request taken apart; the answers and error bodies |
 //! | `router` | method and path → handler, by matching on path segments |
 //! | `cluster`, `tenants`, `namespaces`, `topics`, `partitions`, `subscriptions`, `schemas` | handlers |
@@ -29,6 +30,7 @@ mod request;
 mod response;
 mod router;
 mod schemas;
+mod serve;
 pub mod stats;
 mod subscriptions;
 mod tenants;
@@ -69,16 +71,8 @@ pub struct Rest {
 
 impl Rest {
     /// Serves on a bound listener until told to stop; requests under way are finished.
-    ///
-    /// # Errors
-    /// When accepting connections fails for good.
-    pub async fn serve(
-        self,
-        listener: tokio::net::TcpListener,
-        stop: CancellationToken,
-    ) -> std::io::Result<()> {
+    pub async fn serve(self, listener: tokio::net::TcpListener, stop: CancellationToken) {
         let (door, clock) = (self.doors.http.clone(), self.clock.clone());
-        let listener = crate::doors::HttpListener { listener, door, clock };
-        axum::serve(listener, router::router(self)).with_graceful_shutdown(stop.cancelled_owned()).await
+        serve::serve(listener, door, clock, router::router(self), serve::HEAD_TIMEOUT, stop).await;
     }
 }

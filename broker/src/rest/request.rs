@@ -14,9 +14,12 @@ use geminga_common::names::{Domain, NamespaceName, SubscriptionName, TenantName,
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Largest request body in bytes: a schema definition with room for its escapes.
 const BODY_BYTES_MAX: usize = 4 << 20;
+/// How long a client may take for a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The content type of partition metadata with properties.
 const PARTITIONED_METADATA: &str = "application/vnd.partitioned-topic-metadata+json";
@@ -190,7 +193,12 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, RestError> 
     if encoded {
         return Err(RestError::bad("encoded request bodies are not accepted"));
     }
-    axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let late = |_| {
+        let text = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        RestError::new(StatusCode::REQUEST_TIMEOUT, text)
+    };
+    read.map_err(late)?.map_err(|_| {
         RestError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("a request body has at most {BODY_BYTES_MAX} bytes"),

@@ -234,8 +234,13 @@ pub(crate) fn addresses(
 /// SIGTERM and SIGINT.
 pub(crate) struct Stop(Signal, Signal);
 
+/// By which the system ends a process whose file grows beyond a limit (`ulimit -f`); the number is Linux's and the BSDs'.
+const SIGXFSZ: i32 = 25;
+
 impl Stop {
     pub(crate) fn listen() -> anyhow::Result<Self> {
+        // Caught, for good, so that the write fails instead and the store says which file it was.
+        drop(signal(SignalKind::from_raw(SIGXFSZ))?);
         Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
     }
 

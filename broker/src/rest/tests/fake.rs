@@ -336,7 +336,7 @@ pub(super) async fn server() -> Server {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (served, stop) = (rest.clone(), tasks.token());
-    tasks.spawn("rest", OnFailure::Log, async move { served.serve(listener, stop).await.unwrap() });
+    tasks.spawn("rest", OnFailure::Log, async move { served.serve(listener, stop).await });
     Server { port, tasks, fake, rest }
 }
 
