@@ -67,7 +67,9 @@ class S3:
             self.process = None
 
     def files(self):
-        return sorted(str(p.relative_to(self.root / "objects")) for p in (self.root / "objects").rglob("*") if p.is_file())
+        """Every file of the bucket; directories that go meanwhile are passed."""
+        top = self.root / "objects"
+        return sorted(os.path.relpath(os.path.join(where, name), top) for where, _, names in os.walk(top) for name in names)
 
     def objects(self):
         """Ledgers' objects."""
