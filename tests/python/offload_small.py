@@ -104,7 +104,7 @@ def run(binary, root, arguments, below_kib):
         closed = sum(len(ledgers(context, topic.name)) - 1 for topic in topics)
         check(closed == arguments.ledgers // arguments.topics * arguments.topics, f"{closed} closed ledgers")
         told, seconds = offload(context, topics, count)
-        stored = sum((s3.root / "objects" / key).stat().st_size for key in s3.objects())
+        stored = s3.size()
         check(len(s3.objects()) == closed if not below_kib else len(s3.objects()) * 50 < closed, f"{name}: {len(s3.objects())} objects")
         print(f"figure: {name}: {closed} ledgers, {len(s3.objects())} objects of {stored / len(s3.objects()) / 1e3:.0f} kB, {seconds:.0f} s", flush=True)
         line(f"{name}, offloading and release", told, stored)
