@@ -81,7 +81,42 @@ pub(crate) fn start_log(directives: &str) -> anyhow::Result<()> {
     // Nobody may read the log any more: that is no reason to stop serving.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     log.log_internal_errors(false).init();
+    for target in targets_of_nobody(directives) {
+        let own = PARTS.join(", ");
+        tracing::warn!(
+            target,
+            "'log' names no part of Geminga, only what a library may call itself; its parts are {own}"
+        );
+    }
     Ok(())
+}
+
+/// The crates whose names targets of log directives begin with.
+const PARTS: [&str; 6] = [
+    "geminga",
+    "geminga_bookie",
+    "geminga_bookie_client",
+    "geminga_broker",
+    "geminga_common",
+    "geminga_offload",
+];
+
+/// Targets of directives under which none of Geminga's crates logs: a library's, or misspelt. A target stands for all that begin
+/// with it.
+fn targets_of_nobody(directives: &str) -> Vec<&str> {
+    let targets =
+        directives.split(',').map(str::trim).filter_map(|directive| match directive.find(['=', '[']) {
+            Some(end) => directive.get(..end),
+            // Alone it is a level or a target.
+            None => directive.parse::<tracing::level_filters::LevelFilter>().is_err().then_some(directive),
+        });
+    let known = |target: &&str| {
+        PARTS.iter().any(|part| match target.strip_prefix(part) {
+            Some(rest) => rest.is_empty() || rest.starts_with("::"),
+            None => part.starts_with(*target),
+        })
+    };
+    targets.filter(|target| !known(target)).collect()
 }
 
 /// Lets the process open as many files as it may: the usual soft limit, 1024, is for programs that use `select`.
@@ -202,5 +237,21 @@ pub(crate) async fn stop(broker: &Arc<Broker>, tasks: &TaskGroup, below: &TaskGr
         for late in group.join(STOP_DEADLINE).await {
             tracing::warn!(task = %late, "still running at the deadline");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_target_that_is_in_no_part_of_geminga_is_found() {
+        assert_eq!(targets_of_nobody("info"), [""; 0]);
+        assert_eq!(targets_of_nobody("warn, geminga_broker=debug,geminga_bookie::engine=trace"), [""; 0]);
+        assert_eq!(targets_of_nobody("geminga=debug,geminga_b,[span]=info,debug"), [""; 0]);
+        assert_eq!(
+            targets_of_nobody("info,geminga_brokr=debug,h2,geminga_brokers::x"),
+            ["geminga_brokr", "h2", "geminga_brokers::x"]
+        );
     }
 }

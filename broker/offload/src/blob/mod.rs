@@ -9,6 +9,7 @@
 //! | [`store`] | real stores by URL, and what they have in common |
 //! | `s3` | S3: writes that expire, uploads under a key |
 //! | `metered` | what S3 is asked for, counted |
+//! | `profile` | credentials from the files that AWS's tools share |
 //! | `directory` | a local directory |
 //! | `pace` | how fast a store is asked that answers that it is too much |
 //! | [`sim`] | a store in memory with faults, for tests |
@@ -19,6 +20,7 @@ mod conformance;
 mod directory;
 mod metered;
 mod pace;
+mod profile;
 mod s3;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;

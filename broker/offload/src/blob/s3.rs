@@ -10,6 +10,7 @@
 
 use super::metered::Metered;
 use super::pace::{Paced, Throttled};
+use super::profile;
 use super::store::{self, SetUpError, absent_is_fine, blob_error, expired, failed, payload};
 use super::{Answer, BlobError, Blobs, Listed, Part, UploadId};
 use crate::config::{Config, shown};
@@ -92,7 +93,31 @@ struct UnderWay {
 
 /// What a store waits for to which the environment gives no credentials; `None` when something there does.
 pub(super) fn wanting_credentials() -> Option<String> {
-    without_credentials(&AmazonS3Builder::from_env())
+    without_credentials(&from_machine().ok()?)
+}
+
+/// The environment's settings, and a profile's where the environment has no credentials.
+///
+/// # Errors
+/// See [`profile::read`].
+fn from_machine() -> Result<AmazonS3Builder, SetUpError> {
+    use AmazonS3ConfigKey as Key;
+    let builder = AmazonS3Builder::from_env();
+    let has = |key: Key| builder.get_config_value(&key).is_some();
+    if has(Key::AccessKeyId) || has(Key::SkipSignature) {
+        return Ok(builder);
+    }
+    let found = profile::read(&|name| std::env::var(name).ok()).map_err(SetUpError::Profile)?;
+    let Some(profile) = found else { return Ok(builder) };
+    let region = profile.region.filter(|_| !has(Key::Region) && !has(Key::DefaultRegion));
+    let mut builder = builder.with_access_key_id(profile.key_id).with_secret_access_key(profile.secret);
+    if let Some(token) = profile.token {
+        builder = builder.with_token(token);
+    }
+    if let Some(region) = region {
+        builder = builder.with_region(region);
+    }
+    Ok(builder)
 }
 
 fn without_credentials(builder: &AmazonS3Builder) -> Option<String> {
@@ -107,7 +132,7 @@ fn without_credentials(builder: &AmazonS3Builder) -> Option<String> {
     let given = unsigned || ways.iter().any(|key| builder.get_config_value(key).is_some());
     (!given).then(|| {
         ". No credentials are given, so the machine's own role is asked for, at 169.254.169.254. On a machine without one set \
-         AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, in the server's environment"
+         AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, in the server's environment"
             .to_owned()
     })
 }
@@ -131,7 +156,7 @@ impl S3 {
         let retry =
             RetryConfig { max_retries: RETRIES.0, retry_timeout: RETRIES.1, ..RetryConfig::default() };
         let paced = Paced::new(clock.clone(), Arc::new(counted));
-        let mut builder = AmazonS3Builder::from_env()
+        let mut builder = from_machine()?
             .with_http_connector(paced.clone())
             .with_bucket_name(bucket)
             .with_client_options(client.clone())

@@ -21,6 +21,20 @@ pub enum SetUpError {
     /// The URL is none, or of a kind that is not supported.
     #[error("offload url '{0}' is not supported; it is s3://bucket/prefix or file:///directory")]
     Url(String),
+    /// An address holds more than where the store is: who asks, or a query. Nothing of it would be used.
+    #[error(
+        "offload.{key} holds more than an address; write it as '{plain}', and give credentials by the environment \
+         (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), a web identity or a role, the region by offload.region"
+    )]
+    More {
+        /// The setting.
+        key: &'static str,
+        /// What it is without the rest.
+        plain: String,
+    },
+    /// What the machine has of credentials cannot be used.
+    #[error("credentials of the object store: {0}")]
+    Profile(String),
     /// The store's client refuses the settings.
     #[error("object store {0} cannot be used: {1}")]
     Client(String, object_store::Error),
@@ -37,6 +51,7 @@ pub fn open(
     meters: &Meters,
     lane: Lane,
 ) -> Result<Arc<dyn Blobs>, SetUpError> {
+    addresses_only(config)?;
     let url = config.url.as_str();
     if let Some(rest) = url.strip_prefix("s3://") {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -47,6 +62,18 @@ pub fn open(
         Some(path) => Ok(Arc::new(Directory::open(path, clock))),
         None => Err(SetUpError::Url(shown(url))),
     }
+}
+
+/// Refuses who asks, queries and fragments in what says where the store is. A directory's name may hold any of these letters.
+fn addresses_only(config: &Config) -> Result<(), SetUpError> {
+    for (key, url) in [("url", &config.url), ("endpoint", &config.endpoint)] {
+        let Some((scheme, rest)) = url.split_once("://") else { continue };
+        let host = rest.split('/').next().unwrap_or_default();
+        if scheme != "file" && (host.contains('@') || rest.contains(['?', '#'])) {
+            return Err(SetUpError::More { key, plain: shown(url) });
+        }
+    }
+    Ok(())
 }
 
 /// What to add when a store does not answer, if its credentials may be the reason; goes on after the text.
@@ -200,5 +227,23 @@ mod tests {
         assert_eq!(line(text), "refused: SignatureDoesNotMatch");
         assert_eq!(line("a\u{1b}[1mb\nc"), "a[1mb");
         assert_eq!(line("x <Code>a b\n</Code>"), "x");
+    }
+
+    #[test]
+    fn an_address_that_holds_more_is_refused_without_its_secrets() {
+        let with = |url: &str, endpoint: &str| {
+            addresses_only(&Config { url: url.into(), endpoint: endpoint.into(), ..Config::default() })
+                .map_err(|error| error.to_string())
+        };
+        let refused = with("s3://AKID:secret@bucket/a", "").unwrap_err();
+        assert!(
+            refused.starts_with("offload.url holds more than an address; write it as 's3://bucket/a', "),
+            "{refused}"
+        );
+        assert!(!refused.contains("secret") && !refused.contains("AKID"), "{refused}");
+        assert!(with("s3://bucket/a?region=x", "").unwrap_err().starts_with("offload.url "));
+        assert!(with("s3://bucket", "http://u:p@h:1").unwrap_err().starts_with("offload.endpoint "));
+        assert_eq!(with("s3://bucket/a@b", "https://h:1/"), Ok(()));
+        assert_eq!(with("file:///a?b@c#d", ""), Ok(()));
     }
 }
