@@ -37,6 +37,7 @@ impl Broker {
             lag_ms: positive(lag)
                 .unwrap_or(self.tier.as_ref().map_or(0, |tier| tier.config.deletion_lag_s * 1000)),
             before: None,
+            again: None,
             uploading: None,
             together: self.tier.as_ref().map_or(Together::default(), |tier| tier.config.together()),
         }

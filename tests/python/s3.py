@@ -1,4 +1,6 @@
-"""A real S3 server as a process, and a proxy before it that makes requests fail at a chosen step."""
+"""A real S3 server as a process, and a proxy before it that makes requests fail at a chosen step.
+
+`GEMINGA_TEST_S3_SERVER=minio` takes MinIO instead of S3Proxy (see `tests/s3`), for what does not look into the bucket's files."""
 import http.client
 import http.server
 import os
@@ -10,11 +12,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import xml.etree.ElementTree
 
 from server import free_port
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUCKET = "geminga-tier"
+IS_MINIO = os.environ.get("GEMINGA_TEST_S3_SERVER") == "minio"
 KEYS = {"AWS_ACCESS_KEY_ID": "geminga", "AWS_SECRET_ACCESS_KEY": "geminga-secret"}
 
 
@@ -35,7 +39,7 @@ def until(what, look, seconds=60):
 
 
 class S3:
-    """The S3 server; its objects are files, so that the bucket can be looked at without it."""
+    """The S3 server; its objects are files, so that the bucket can be looked at without it. Those of MinIO are not: it is asked."""
 
     def __init__(self, root):
         self.root, self.port, self.process = pathlib.Path(root), free_port(), None
@@ -67,7 +71,33 @@ class S3:
             self.process = None
 
     def files(self):
-        return sorted(str(p.relative_to(self.root / "objects")) for p in (self.root / "objects").rglob("*") if p.is_file())
+        """Every object's name, and those of parts of uploads where they are files; what goes meanwhile is passed."""
+        if IS_MINIO:
+            return sorted(self.listed())
+        top = self.root / "objects"
+        return sorted(os.path.relpath(os.path.join(where, name), top) for where, _, names in os.walk(top) for name in names)
+
+    def listed(self):
+        """Names and bytes of all objects, as the server tells them."""
+        found, behind = {}, ""
+        while behind is not None:
+            url = f"http://127.0.0.1:{self.port}/{BUCKET}?list-type=2&start-after={urllib.parse.quote(behind, safe='')}"
+            answer = subprocess.run(["curl", "-sf", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", ":".join(KEYS.values()), url], capture_output=True)
+            if answer.returncode:
+                sys.exit(f"FAILED: the bucket is not listed: curl ends with {answer.returncode}")
+            page = xml.etree.ElementTree.fromstring(answer.stdout)
+            of = page.tag.split("}")[0] + "}"
+            for row in page.iter(of + "Contents"):
+                found[f"{BUCKET}/{row.find(of + 'Key').text}"] = int(row.find(of + "Size").text)
+            behind = max(found).split("/", 1)[1] if page.find(of + "IsTruncated").text == "true" else None
+        return found
+
+    def size(self):
+        """Bytes of ledgers' objects."""
+        if IS_MINIO:
+            listed = self.listed()
+            return sum(listed[name] for name in listed if not name.endswith("/geminga.id"))
+        return sum((self.root / "objects" / name).stat().st_size for name in self.objects())
 
     def objects(self):
         """Ledgers' objects."""

@@ -26,6 +26,8 @@ pub enum Mutant {
     ReleaseUnseen,
     /// 32: what metadata, read at an old revision, does not name is taken for garbage (NATS #7556).
     RemoveUnlisted,
+    /// An object that is gone is given up although bookies have let go of its ledger.
+    ReturnReleased,
     /// An object of several ledgers is removed as soon as one of them has left the topic.
     RemoveNamed,
 }

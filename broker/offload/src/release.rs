@@ -4,7 +4,7 @@
 
 use crate::blob::{BlobError, Blobs};
 use crate::mutant::{Mutant, active};
-use crate::state::{ObjectRef, Seen};
+use crate::state::{Gone, ObjectRef, Seen};
 use crate::verify::{self, ObjectError};
 use crate::writer::Closed;
 use geminga_common::error::Coded as _;
@@ -36,6 +36,28 @@ pub async fn look(blobs: &dyn Blobs, cluster: &str, held: &Held) -> Result<Seen,
     verify::ends(blobs, &key, held.ledger, held.closed, &held.object).await?;
     blobs.ready().await?;
     Ok(Seen::of(&held.object))
+}
+
+/// Makes sure that the cluster's store has no such object, with the store's identity looked at before and behind.
+///
+/// # Errors
+/// It is there after all, or it is not known whether it is.
+pub async fn gone(blobs: &dyn Blobs, cluster: &str, held: &Held) -> Result<Gone, ObjectError> {
+    let key = held.object.key(cluster, held.topic, held.ledger);
+    blobs.ready().await?;
+    match blobs.size(&key).await {
+        Err(BlobError::Absent(_)) => {}
+        Ok(_) => return Err(ObjectError::Other { key, what: "it is there again" }),
+        Err(error) => return Err(error.into()),
+    }
+    blobs.ready().await?;
+    Ok(Gone::of(&held.object))
+}
+
+/// Whether it is the object itself that is missing from a store that answers.
+#[must_use]
+pub fn is_absent(error: &ObjectError) -> bool {
+    matches!(error, ObjectError::Blob(BlobError::Absent(_)))
 }
 
 /// Whether other objects would be looked at in vain as well: it is the store.

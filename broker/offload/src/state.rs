@@ -4,15 +4,17 @@
 //! ```text
 //!            prepare            commit             release
 //!   Bookies ────────▶ Prepared ───────▶ Committed ────────▶ Released
-//!      ▲                │  │ ▲              (lag passed; the ledger is tombstoned)
-//!      └────abandon─────┘  └─┘ prepare again (another owner, another attempt)
+//!      ▲                │  │ ▲            │ (lag passed; the ledger is tombstoned)
+//!      ├────abandon─────┘  └─┘ prepare    │
+//!      └────return (the object is gone)────┘
 //! ```
 //!
 //! Invariants (named functions of this module, used by the record's owner, the tests and the exploration alike):
 //! - An attempt is referenced by at most one state, and garbage never names a referenced attempt: [`Step::is_safe`].
 //! - Bookie copies go by `release` or by removal of the ledger, and `release` needs `Committed`, that is: read back and verified; and
 //!   [`Seen`], that is: its object was looked at once more.
-//! - A state that references an object never loses it but to [`Offload::remove`], with the ledger itself.
+//! - A state that references an object never loses it but to [`Offload::remove`], with the ledger itself, and to `return`, which needs
+//!   bookies to have the ledger still, and [`Gone`], that is: the cluster's store was asked and has no such object.
 //!
 //! Several ledgers of a topic may share one attempt and its object: what holds of them together is in [`chain`].
 
@@ -117,6 +119,16 @@ impl Seen {
     }
 }
 
+/// That the cluster's store has no object of an attempt that its record names. Only [`crate::release::gone`] tells.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Gone(PartId);
+
+impl Gone {
+    pub(crate) fn of(object: &ObjectRef) -> Self {
+        Self(object.id())
+    }
+}
+
 /// What is to happen to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -134,6 +146,15 @@ pub enum Change {
         now_ms: u64,
         /// How long both copies stay, ms.
         lag_ms: u64,
+    },
+    /// The object is gone from the store while bookies have the ledger: it is theirs alone again, and may go anew.
+    Return {
+        /// What is gone.
+        gone: Gone,
+        /// Now, ms since 1970.
+        now_ms: u64,
+        /// How long its key is left alone, ms: as that of a ledger that left its topic.
+        grace_ms: u64,
     },
 }
 
@@ -182,6 +203,9 @@ pub enum Refused {
     /// No verified object, not for long enough, or another one was seen.
     #[error("the bookie copies are still needed")]
     StillNeeded,
+    /// There is no object that both could be gone and not be needed.
+    #[error("the object is not one whose ledger bookies have as well")]
+    NotOnBookies,
 }
 
 impl Offload {
@@ -254,10 +278,19 @@ impl Offload {
             {
                 step(Offload::Released(*object), None, true)
             }
+            (Offload::Committed(object, _), Change::Return { gone, now_ms, grace_ms })
+                if gone.0 == object.id() =>
+            {
+                step(Offload::Bookies, Some(removed(object, now_ms.saturating_add(*grace_ms))), false)
+            }
+            (Offload::Released(object), Change::Return { now_ms, .. }) if active(Mutant::ReturnReleased) => {
+                step(Offload::Bookies, Some(removed(object, *now_ms)), false)
+            }
             (Offload::Prepared(attempt), Change::Release { .. }) if active(Mutant::ReleaseUnverified) => {
                 step(Offload::Prepared(attempt.clone()), None, true)
             }
             (_, Change::Release { .. }) => Err(Refused::StillNeeded),
+            (_, Change::Return { .. }) => Err(Refused::NotOnBookies),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Stories over the simulated store.
 
 mod away;
+mod gone;
 pub(crate) mod world;
 
 use crate::blob::sim::{FAULTS, Fault};

@@ -9,7 +9,7 @@ use crate::meters::Meters;
 use crate::offloader::Offloader;
 use crate::reader::{Reader, Room};
 use crate::release::{self, Held};
-use crate::state::Seen;
+use crate::state::{Gone, Seen};
 use crate::sweep::{Swept, sweep};
 use crate::verify::ObjectError;
 use geminga_common::clock::Clock;
@@ -185,6 +185,15 @@ impl Tier {
     pub async fn look(&self, held: &Held) -> Result<Seen, ObjectError> {
         let _permit = self.looks.acquire().await;
         release::look(&*self.blobs, &self.cluster, held).await
+    }
+
+    /// Makes sure that an object is gone; waits for its turn.
+    ///
+    /// # Errors
+    /// See [`release::gone`].
+    pub async fn gone(&self, held: &Held) -> Result<Gone, ObjectError> {
+        let _permit = self.looks.acquire().await;
+        release::gone(&*self.blobs, &self.cluster, held).await
     }
 
     /// Removes what is due from the store.

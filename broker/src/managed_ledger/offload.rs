@@ -22,6 +22,9 @@ use geminga_offload::writer::{Closed, Sourced};
 #[cfg(test)]
 mod tests;
 
+/// Bytes that are read at a time where only the reading counts.
+const PROOF_BYTES: usize = 4 << 20;
+
 /// Grace for objects while no store is configured, ms.
 const GRACE_MS: u64 = 600_000;
 
@@ -62,6 +65,8 @@ pub(crate) struct Rules {
     pub(crate) lag_ms: u64,
     /// Everything before this ledger is to be offloaded, because somebody asked for it.
     pub(crate) before: Option<LedgerId>,
+    /// Everything up to this ledger was in the store once, and is to be again.
+    pub(crate) again: Option<LedgerId>,
     /// The first and last of the ledgers that are being uploaded here.
     pub(crate) uploading: Option<(LedgerId, LedgerId)>,
     /// Which ledgers go together.
@@ -112,7 +117,8 @@ pub(crate) fn due(segments: &[Segment], open_bytes: u64, rules: &Rules, now_ms: 
             Offload::Bookies => {
                 let old_at = rules.age_max_ms.map(|age| segment.closed_ms.saturating_add(age));
                 let old = old_at.is_some_and(|at| at <= now_ms);
-                let asked = rules.before.is_some_and(|before| segment.id() < before);
+                let asked = rules.before.is_some_and(|before| segment.id() < before)
+                    || rules.again.is_some_and(|last| segment.id() <= last);
                 if over || old || asked {
                     goes = Some(asked);
                 } else {
@@ -185,6 +191,22 @@ pub(crate) struct LedgerReader {
     last: EntryId,
 }
 
+impl LedgerReader {
+    /// Makes sure that everything of the ledger can be read.
+    ///
+    /// # Errors
+    /// What cannot.
+    pub(crate) async fn read_whole(&self) -> Result<(), ReadError> {
+        let mut next = EntryId(0);
+        while next <= self.last {
+            let read = self.source.read(next, self.last, PROOF_BYTES, ReadClass::CatchUp).await?;
+            let last = read.last().map_or(next, |read| read.position.entry);
+            next = last.next();
+        }
+        Ok(())
+    }
+}
+
 impl Source for LedgerReader {
     fn read(&self, first: EntryId, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Sourced>, String>> {
         let read = self.source.read(first, self.last, bytes_max, ReadClass::CatchUp);
@@ -249,6 +271,13 @@ impl ManagedLedger {
         Some((Job { attributes, closed }, reader))
     }
 
+    /// Reads a closed ledger from bookies, whether or not there is an object as well.
+    #[must_use]
+    pub(crate) fn bookie_reader(&self, ledger: LedgerId) -> Option<LedgerReader> {
+        let segment = self.state.segment(ledger).filter(|segment| segment.offload.on_bookies())?;
+        Some(LedgerReader { source: self.source(ledger).of_bookies(), last: segment.last() })
+    }
+
     /// What is to be looked at before the bookie copies of a ledger go.
     #[must_use]
     pub(crate) fn held(&self, ledger: LedgerId) -> Option<Held> {
@@ -271,7 +300,7 @@ impl ManagedLedger {
     }
 
     /// How long the object of a ledger that left the chain stays, ms.
-    pub(super) fn removal_grace_ms(&self) -> u64 {
+    pub(crate) fn removal_grace_ms(&self) -> u64 {
         self.deps.tier.as_ref().map_or(GRACE_MS, |tier| tier.config.removal_grace_ms())
     }
 }

@@ -68,6 +68,11 @@ impl LedgerSource {
         self.ledger
     }
 
+    /// The same, of bookies alone.
+    pub(super) fn of_bookies(self) -> Self {
+        Self { object: None, next: None, lacks_store: false, ..self }
+    }
+
     /// Whether a read that began now could come from the object store.
     pub(super) fn has_object(&self) -> bool {
         self.object.is_some()

@@ -68,6 +68,8 @@ pub(super) struct Offloading {
     /// Changes under way, and who waits for them.
     changes: HashMap<ml::Token, (Vec<LedgerId>, Option<Answer>)>,
     before: Option<LedgerId>,
+    /// The last ledger that goes anew because its object was gone.
+    pub(super) again: Option<LedgerId>,
     status: Status,
     failures: u32,
     not_before_ms: u64,
@@ -125,6 +127,7 @@ impl Worker {
         }
         let rules = Rules {
             before: self.offloading.before,
+            again: self.offloading.again,
             uploading: self.offloading.uploading.as_ref().map(|(ledgers, _)| *ledgers),
             ..self.broker.offload_rules(&self.name)
         };

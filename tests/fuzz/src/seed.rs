@@ -19,7 +19,9 @@ use geminga_common::ids::{
 };
 use geminga_offload::format::TRAILER_LEN;
 use geminga_offload::format::block::BLOCK_HEADER_LEN;
+use geminga_offload::format::directory::{Directory, Row};
 use geminga_offload::format::footer::{Footer, Trailer};
+use geminga_offload::writer::Shape;
 use geminga_proto::bookie as wire_bookie;
 use geminga_proto::encode::{encode_command, encode_with_payload};
 use geminga_proto::packed::Packed;
@@ -355,6 +357,20 @@ fn objects() -> Seeds {
     }
     seeds.push(("footer".to_owned(), kind(2, &footer)));
     seeds.push(("object".to_owned(), kind(0, &object)));
+    let part = |ledger| Row {
+        ledger: LedgerId(ledger),
+        offset: (ledger - 1) * object.len() as u64,
+        shape: Shape {
+            size: object.len() as u64,
+            footer_offset: trailer.footer_offset,
+            footer_crc: trailer.footer_crc,
+        },
+    };
+    let directory = Directory { rows: vec![part(1), part(2)] }.seal();
+    // Without what the target makes itself: magic and counts before the rows, their reserved bytes, the trailer.
+    let rows: Vec<u8> = directory[16..96].chunks(40).flat_map(|row| &row[..36]).copied().collect();
+    seeds.push(("directory".to_owned(), kind(4, &[&[3; 21], &rows[..]].concat())));
+    seeds.push(("together".to_owned(), kind(0, &[&object, &object, &directory[..]].concat())));
     seeds
 }
 

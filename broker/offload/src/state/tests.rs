@@ -11,6 +11,10 @@ fn seen(id: u64) -> Seen {
     Seen::of(&ObjectRef { attempt: AttemptId(id), begun_ms: 5, shape: shape(), part: None })
 }
 
+fn gone(id: u64) -> Gone {
+    Gone::of(&ObjectRef { attempt: AttemptId(id), begun_ms: 5, shape: shape(), part: None })
+}
+
 fn shape() -> Shape {
     Shape { size: 10, footer_offset: 5, footer_crc: 1 }
 }
@@ -50,6 +54,19 @@ fn an_attempt_that_is_given_up_leaves_garbage_for_when_it_has_settled() {
 }
 
 #[test]
+fn a_ledger_whose_object_is_gone_goes_back_to_bookies_while_they_have_it() {
+    let object = ObjectRef { attempt: AttemptId(1), begun_ms: 5, shape: shape(), part: None };
+    let gone = |id| Change::Return { gone: gone(id), now_ms: 1_000, grace_ms: 50 };
+    let back = Offload::Committed(object, 100).apply(&gone(1)).unwrap();
+    assert_eq!((back.next, back.bury), (Offload::Bookies, false));
+    assert_eq!(back.garbage.map(|g| (g.attempt, g.not_before_ms)), Some((AttemptId(1), 1_050)));
+    for state in [Offload::Bookies, Offload::Prepared(attempt(1)), Offload::Released(object)] {
+        assert_eq!(state.apply(&gone(1)), Err(Refused::NotOnBookies));
+    }
+    assert_eq!(Offload::Committed(object, 100).apply(&gone(2)), Err(Refused::NotOnBookies));
+}
+
+#[test]
 fn unverified_copies_are_never_let_go() {
     let always = Change::Release { seen: seen(1), now_ms: u64::MAX, lag_ms: 0 };
     for state in [Offload::Bookies, Offload::Prepared(attempt(1))] {
@@ -69,6 +86,11 @@ fn change() -> impl Strategy<Value = Change> {
             now_ms,
             lag_ms
         }),
+        (0_u64..4, 0_u64..100).prop_map(|(id, now_ms)| Change::Return {
+            gone: gone(id),
+            now_ms,
+            grace_ms: 9
+        }),
     ]
 }
 
@@ -81,10 +103,12 @@ proptest! {
             if matches!(&change, Change::Prepare(new) if state.attempt() == Some(new.id)) {
                 continue;
             }
-            let had_object = state.object().copied();
+            let (had_object, had_bookies) = (state.object().copied(), state.on_bookies());
             let Ok(step) = state.apply(&change) else { continue };
             prop_assert!(step.is_safe());
-            prop_assert!(had_object.is_none() || step.next.object() == had_object.as_ref());
+            let kept = had_object.is_none() || step.next.object() == had_object.as_ref();
+            let returned = matches!(&change, Change::Return { .. }) && had_bookies && step.garbage.is_some();
+            prop_assert!(kept || returned);
             prop_assert!(!step.bury || step.next.object().is_some(), "bookie copies go for an object only");
             prop_assert!(!(step.bury && buried), "a ledger is tombstoned once");
             buried |= step.bury;

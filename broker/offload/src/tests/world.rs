@@ -482,6 +482,32 @@ impl World {
         }
     }
 
+    /// Somebody removes all objects from the store.
+    pub(super) async fn lose_objects(&self) {
+        for key in self.blobs.keys() {
+            self.blobs.observer().remove(&key).await.unwrap();
+        }
+    }
+
+    /// An owner that finds objects gone: ledgers that bookies have go back to them, and are uploaded anew.
+    pub(super) async fn mend(&self, fault: Option<(usize, Fault)>) -> usize {
+        self.under(fault, async {
+            let handle = Handle::open(&self.meta, &self.keys).await;
+            self.give_up(&handle).await;
+            for (ledger, state) in self.states() {
+                let Some(object) = state.object().copied() else { continue };
+                let held = Held { topic: TOPIC, ledger, closed: self.closed, object };
+                let Ok(gone) = release::gone(&*self.store, "c", &held).await else { continue };
+                let back = Change::Return { gone, now_ms: self.clock.wall_ms(), grace_ms: 600_000 };
+                let _doubt = handle.change_one(ledger, back).await;
+            }
+            if self.states().values().all(|state| state.object().is_none()) {
+                drop(self.offload_once().await);
+            }
+        })
+        .await
+    }
+
     /// Makes sure that the store may be used.
     pub(super) async fn use_store(&self) -> Result<(), BlobError> {
         self.store.ready().await

@@ -14,6 +14,7 @@ const NOTHING: Rules = Rules {
     age_max_ms: None,
     lag_ms: 100,
     before: None,
+    again: None,
     uploading: None,
     together: Together { below: 0, size: 0, age_ms: 0 },
 };

@@ -2,6 +2,7 @@
 
 use super::*;
 use futures::FutureExt as _;
+use geminga_offload::blob::Blobs as _;
 use geminga_offload::blob::sim::{Fault, Faults, SimBlobs};
 use geminga_offload::offloader::{ChangeError as Doubt, OffloadError, TopicRecord};
 use geminga_offload::state::{Change as OffloadChange, ObjectRef, Offload, Seen};
@@ -13,6 +14,7 @@ pub(super) const RULES: offload::Rules = offload::Rules {
     age_max_ms: None,
     lag_ms: 0,
     before: None,
+    again: None,
     uploading: None,
     together: geminga_offload::config::Together { below: 0, size: 0, age_ms: 0 },
 };
@@ -336,6 +338,46 @@ async fn a_release_without_a_verified_object_is_refused() {
     let refused = story.release_as(&mut owner, ledgers[1], seen).await;
     assert!(matches!(refused, Err(ChangeError::Offload(_))), "{refused:?}");
     assert!(!owner.ml.is_dead());
+}
+
+#[tokio::test]
+async fn a_ledger_whose_object_is_gone_is_read_from_bookies_and_goes_anew() {
+    let story = Story::new();
+    let mut owner = story.rig.open().await;
+    owner.append(0..25).await;
+    let ledger = owner.ml.stats().ledgers[0].id;
+    story.offload(&mut owner, ledger).await.unwrap();
+    let key = story.blobs.keys().remove(0);
+    story.blobs.observer().remove(&key).await.unwrap();
+    let mut owner = story.reopened(owner).await;
+    assert_story(&owner.read_all(owner.ml.first_position()).await, 0, 25);
+    // Copies stay, and are the proof that nothing is given up with the object.
+    let held = owner.ml.held(ledger).unwrap();
+    assert!(story.tier().look(&held).await.is_err());
+    let copies = owner.ml.bookie_reader(ledger).unwrap();
+    copies.read_whole().await.unwrap();
+    let of_all = |down| {
+        story.rig.bookies.refs().iter().for_each(|b| story.rig.bookies.faults(&b.id, |f| f.down = down));
+    };
+    of_all(true);
+    assert!(copies.read_whole().await.is_err(), "of bookies alone");
+    of_all(false);
+    let gone = story.tier().gone(&held).await.unwrap();
+    let back = OffloadChange::Return { gone, now_ms: story.rig.clock.wall_ms(), grace_ms: 0 };
+    let token = owner.ml.change_offload(vec![(ledger, back)]);
+    owner.changed(token).await.unwrap();
+    assert_eq!(owner.ml.offload_due(&RULES).upload, [], "no policy wants it");
+    let again = offload::Rules { again: Some(ledger), ..RULES };
+    assert_eq!(owner.ml.offload_due(&again).upload, [ledger]);
+    story.offload(&mut owner, ledger).await.unwrap();
+    story.release(&mut owner, ledger).await.unwrap();
+    story.buried().await;
+    story.sweep().await;
+    let left = story.blobs.keys();
+    assert!(left.len() == 1 && left[0] != key, "{left:?} after {key}");
+    let mut owner = story.reopened(owner).await;
+    assert_story(&owner.read_all(owner.ml.first_position()).await, 0, 25);
+    assert!(owner.ml.bookie_reader(ledger).is_none(), "bookies have let go");
 }
 
 #[tokio::test]

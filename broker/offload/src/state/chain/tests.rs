@@ -1,7 +1,7 @@
 //! Scripts over ledgers that go together, and a random walk of a topic that holds what is promised of its record as a whole.
 
 use super::*;
-use crate::state::{Attempt, Part, Seen};
+use crate::state::{Attempt, Gone, Part, Seen};
 use crate::writer::Shape;
 use geminga_common::ids::OwnerEpoch;
 use proptest::prelude::*;
@@ -111,6 +111,7 @@ enum Deed {
     Commit(u64, u64, u64),
     Abandon(u64, u64, u64),
     Release(u64),
+    Return(u64),
     Leave(u64),
 }
 
@@ -121,6 +122,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         3 => (id.clone(), run.clone(), run.clone()).prop_map(|(id, from, to)| Deed::Commit(id, from, to)),
         2 => (id, run.clone(), run.clone()).prop_map(|(id, from, to)| Deed::Abandon(id, from, to)),
         2 => run.clone().prop_map(Deed::Release),
+        2 => run.clone().prop_map(Deed::Return),
         2 => run.prop_map(Deed::Leave),
     ]
 }
@@ -153,6 +155,11 @@ proptest! {
                     let Some(object) = state.and_then(Offload::object) else { continue };
                     let seen = Seen::of(object);
                     vec![(ledger, Change::Release { seen, now_ms: 9_000, lag_ms: 0 })]
+                }
+                Deed::Return(ledger) => {
+                    let state = chain.get(&LedgerId(ledger));
+                    let Some(object) = state.and_then(Offload::object) else { continue };
+                    vec![(ledger, Change::Return { gone: Gone::of(object), now_ms: 9_000, grace_ms: 0 })]
                 }
                 Deed::Leave(ledger) => {
                     if chain.contains_key(&LedgerId(ledger)) {
