@@ -44,6 +44,7 @@ fn recover(error: &RecoverError) -> Code {
         RecoverError::NoRecord(_) => Code::LEDGER_NOT_FOUND,
         RecoverError::Superseded(_) => Code::LEDGER_FENCED,
         RecoverError::Undecided(_) => Code::NOT_ENOUGH_BOOKIES,
+        RecoverError::Damaged(..) => Code::ONLY_COPY_DAMAGED,
     }
 }
 
@@ -67,6 +68,9 @@ impl Coded for cursor::OpenError {
         match self {
             Self::Metadata(error) => error.code(),
             Self::Recover(error) => recover(error),
+            Self::Read { error: geminga_bookie_client::ledgers::ReadError::Damaged(..), .. } => {
+                Code::ONLY_COPY_DAMAGED
+            }
             Self::Read { .. } => Code::PERSISTENCE,
             Self::Chain(_) | Self::NotOurs(..) | Self::Replay(_) => Code::RECORD_UNREADABLE,
             Self::Lost => Code::NOT_OWNER,
@@ -94,6 +98,7 @@ impl Coded for ReadError {
         match self {
             Self::Trimmed(_) => Code::INVALID_POSITION,
             Self::Unavailable(_) => Code::PERSISTENCE,
+            Self::Damaged(..) => Code::ONLY_COPY_DAMAGED,
             Self::ObjectStore(..) => Code::OBJECT_STORE_UNAVAILABLE,
             Self::NoObjectStore(_) => Code::OBJECT_STORE_NOT_CONFIGURED,
             Self::Missing(_) => Code::DATA_LOSS,
