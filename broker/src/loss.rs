@@ -15,7 +15,7 @@ use std::fmt;
 pub trait Left {
     /// Which of these entries are there, or may be; rising.
     fn left(&self, ledger: LedgerId, ids: IdRange) -> Vec<IdRange>;
-    /// The last entry that is there of an open ledger, and how far it was acknowledged, as far as that was kept.
+    /// The last entry that is there of an open ledger, and how far it is known to have gone: what was acknowledged, or lay in what is damaged.
     fn tail(&self, ledger: LedgerId) -> (Option<EntryId>, Option<EntryId>);
     /// Whether something of a ledger may be among what was lost.
     fn may_lack(&self, ledger: LedgerId) -> bool;

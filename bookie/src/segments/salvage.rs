@@ -51,11 +51,12 @@ impl Segment {
         out
     }
 
-    /// Hands out the entries of all blocks from the beginning on that check, without the footer's help.
+    /// Hands out the entries of all blocks from the beginning on that check, without the footer's help; whether those are all blocks there
+    /// are.
     pub(crate) fn salvage_whole(
         &self,
         take: &mut dyn FnMut(Vec<(LedgerId, Entry)>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let body = self.row.len.saturating_sub(self.row.footer);
         let mut offset = 0;
         while let Some(len) =
@@ -69,7 +70,7 @@ impl Segment {
             take(entries)?;
             offset += len;
         }
-        Ok(())
+        Ok(offset == body)
     }
 
     fn bytes(&self, offset: u64, len: u64) -> Option<Bytes> {

@@ -90,6 +90,13 @@ impl View {
         Presence { present: join(found.present.into_iter().chain(within).collect()), ..found }
     }
 
+    /// The last entry of a ledger that lay in what is damaged and is lost: it was there once.
+    #[must_use]
+    pub fn last_lost(&self, ledger: LedgerId) -> Option<EntryId> {
+        let all = self.damage.iter().flat_map(|damage| &damage.gone);
+        all.filter(|(owner, _)| *owner == ledger).map(|(_, ids)| ids.last).max()
+    }
+
     /// What is left of a ledger, and how far it was acknowledged as far as that was kept; `None` for a deleted one.
     #[must_use]
     pub fn stat(&self, ledger: LedgerId) -> Option<LedgerStat> {

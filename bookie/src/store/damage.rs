@@ -11,7 +11,7 @@ use crate::manifest::{BadBlock, Change};
 use crate::segments::{self, Segment, Writer, expected, ids_of};
 use crate::shard::cache::{join, without};
 use geminga_bookie_client::entry::Entry;
-use geminga_bookie_client::rpc::IdRange;
+use geminga_bookie_client::rpc::{IdRange, Presence};
 use geminga_common::ids::LedgerId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -34,6 +34,8 @@ pub struct Damage {
     block: Option<(u64, u64)>,
     /// What of it is intact.
     pub(super) kept: Ids,
+    /// What of it is lost, as far as ids are known.
+    pub(super) gone: Ids,
     /// Where it is, and what that means.
     pub lost: Lost,
 }
@@ -80,13 +82,15 @@ impl Store {
         let mut lost: Ids = Vec::new();
         for (ledger, ids) in expected(footer, at) {
             let kept = damage.kept.iter().filter(|(owner, _)| *owner == ledger).map(|(_, ids)| *ids);
-            let here = self.presence(ledger, ids).unwrap_or_default().present;
+            // Of a deleted ledger nothing is lost.
+            let Ok(Presence { present: here, .. }) = self.presence(ledger, ids) else { continue };
             let there = join(kept.chain(here).collect());
             lost.extend(without(&[ids], &there).into_iter().map(|ids| (ledger, ids)));
         }
         damage.lost.what = format!("does not check at offset {offset}, {len} bytes: {}", in_words(&lost));
         damage.lost.ledgers = lost.iter().map(|(ledger, _)| (*ledger, *ledger)).collect();
         damage.lost.ledgers.dedup();
+        damage.gone = lost;
     }
 
     /// Lets go of what is damaged: what is intact of it is written anew, the rest is not in the index any more. Durable when it returns;
@@ -135,7 +139,9 @@ impl Store {
                         push(segment.salvage_block(footer, at))?;
                     }
                 }
-                _ => segment.salvage_whole(&mut push)?,
+                _ => {
+                    segment.salvage_whole(&mut push)?;
+                }
             }
         }
         let none = Writer::new(disk, dir, &self.config, id + 1, true);
@@ -157,23 +163,26 @@ fn look_at(
         segment: segment.row.id,
         block,
         kept,
+        gone: Vec::new(),
         lost: Lost { path: segment.path().to_owned(), what, ledgers },
     };
     let Ok(footer) = segment.footer() else {
         let mut kept = Vec::new();
-        // Counting alone fails nothing.
-        let _counted = segment.salvage_whole(&mut |entries| {
+        let counted = segment.salvage_whole(&mut |entries| {
             kept.extend(ids_of(&entries));
             Ok(())
         });
         let (low, high) = (*segment.row.ledgers.start(), *segment.row.ledgers.end());
         let entries: u64 = kept.iter().map(|(_, ids)| ids.last.0 - ids.first.0 + 1).sum();
+        let place = segment.row.len.saturating_sub(segment.row.footer);
+        let whole = counted.is_ok_and(|all| all);
+        let means = if whole { "no entry is lost" } else { "others may be lost" };
         let what = format!(
-            "does not check at offset {}, where the table of its entries begins: {entries} entries of ledgers {low} to {high} are \
-             intact, others may be lost",
-            segment.row.len.saturating_sub(segment.row.footer)
+            "does not check at offset {place}, where the table of its entries begins: {entries} entries of ledgers {low} to {high} are \
+             intact, {means}"
         );
-        return found.push(damage(None, kept, what, vec![(low, high)]));
+        let ledgers = if whole { Vec::new() } else { vec![(low, high)] };
+        return found.push(damage(None, kept, what, ledgers));
     };
     let gone = gone(&footer.runs.iter().map(|run| run.ledger).collect());
     let dead = gc::dead_blocks(footer, |ledger| gone.contains(&ledger));

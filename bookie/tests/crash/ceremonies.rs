@@ -178,8 +178,8 @@ fn accept(disk: &SimDisk, run: &Recorded) -> Result<Accepted, OpenError> {
 }
 
 /// A store with the only copy is lost or accepted, nothing between: it is refused until the acceptance has ended, and then serves as one
-/// that it never was, and knows of everything that is not there that it may have been.
-fn after_acceptance(disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
+/// that it never was, and knows of everything that is not there that it may have been. One that is damaged serves before as well.
+fn after_acceptance(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
     let mut alone = run.config.clone();
     alone.refuse_losses = true;
     let damaged = matches!(ceremony, Ceremony::AcceptanceOfDamage(_));

@@ -143,6 +143,16 @@ mod tests {
         );
         let lost = TopicError::read(&ReadError::Lost(position, position.entry)).to_string();
         assert_eq!(lost.matches("GM-").count(), 1, "{lost}");
+        let place = "/d/1.seg does not check at offset 0".to_owned();
+        let damaged = RecoverError::Damaged(geminga_common::ids::LedgerId(7), place.clone());
+        let told = TopicError::storage(&ml::OpenError::Recovery(damaged)).to_string();
+        assert!(told.starts_with("GM-4020: storage: tail of ledger 7"), "{told}");
+        assert!(told.contains(&place) && told.contains("`geminga admin accept-loss`"), "{told}");
+        let log = cursor::OpenError::Read {
+            ledger: geminga_common::ids::LedgerId(7),
+            error: geminga_bookie_client::ledgers::ReadError::Damaged(position.entry, place),
+        };
+        assert!(TopicError::storage(&log).to_string().starts_with("GM-4020"));
         let few = ml::OpenError::Recovery(RecoverError::Undecided(geminga_common::ids::LedgerId(7)));
         assert!(TopicError::storage(&few).to_string().starts_with("GM-4007: storage: tail of ledger 7"));
     }

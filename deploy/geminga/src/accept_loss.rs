@@ -34,7 +34,8 @@ impl Left for OfView<'_> {
 
     fn tail(&self, ledger: LedgerId) -> (Option<EntryId>, Option<EntryId>) {
         let stat = self.0.stat(ledger);
-        stat.map_or((None, None), |stat| (stat.present.last().map(|run| run.last), stat.lac))
+        let known = self.0.last_lost(ledger);
+        stat.map_or((None, None), |stat| (stat.present.last().map(|run| run.last), stat.lac.max(known)))
     }
 
     fn may_lack(&self, ledger: LedgerId) -> bool {

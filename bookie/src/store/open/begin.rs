@@ -94,8 +94,9 @@ impl Store {
             segment.map(|segment| segment.mark_bad(block.offset));
         }
         for block in &content.let_go {
-            let segment = segments.iter().find(|s| s.row.id == block.segment);
-            segment.map(|segment| segment.let_go(block.offset));
+            if let Some(segment) = segments.iter().find(|s| s.row.id == block.segment) {
+                segment.let_go(block.offset);
+            }
         }
         let now = self.clock.mono();
         let mut shard = self.shard.lock();
