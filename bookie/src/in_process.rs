@@ -138,6 +138,10 @@ impl BookieRpc for InProcess {
         self.holder(to, ledger).is_ok_and(|(_, lacks)| lacks)
     }
 
+    fn only_copy_damaged(&self, to: &BookieRef, ledger: LedgerId) -> Option<String> {
+        self.holder(to, ledger).ok()?.0.only_copy_damaged(ledger)
+    }
+
     fn presence(
         &self,
         to: &BookieRef,

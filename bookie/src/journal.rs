@@ -135,7 +135,7 @@ pub(crate) fn look(
     store: u64,
     (mark, durable): (u64, u64),
 ) -> io::Result<Looked> {
-    let Survey { files: found, batches, unsound } = survey(disk, place, store, mark)?;
+    let Survey { files: found, batches, mut unsound } = survey(disk, place, store, mark)?;
     let highest = batches.iter().map(|b| b.found.head.seq).max().unwrap_or(0).max(durable).max(mark);
     let Chain { batches: chain, stopped, known } = follow(batches, mark, durable);
     let headers_sound = found.iter().all(|file| file.generation.is_some() || file.blank);
@@ -148,12 +148,19 @@ pub(crate) fn look(
         replay.damaged = false;
     }
     let beyond = replay.damaged || skip;
-    for batch in chain.range(mark..).map(|(_, b)| b).filter(|b| b.found.head.seq < stopped || beyond) {
+    // Of a batch that was durable and does not check, what is intact of it takes its place.
+    let lost = unsound.iter_mut().filter(|u| replay.damaged && u.seq >= mark && !chain.contains_key(&u.seq));
+    let mut intact: BTreeMap<u64, Vec<Record>> = lost.map(|u| (u.seq, std::mem::take(&mut u.adds))).collect();
+    for (seq, batch) in chain.range(mark..).filter(|(seq, _)| **seq < stopped || beyond) {
+        while let Some(before) = intact.first_entry().filter(|first| first.key() < seq) {
+            replay.records.extend(before.remove());
+        }
         match format::decode_records(&batch.records, batch.found.count) {
             Some(records) => replay.records.extend(records),
             None => replay.damaged = true,
         }
     }
+    replay.records.extend(intact.into_values().flatten());
     if skip && let Some(last) = chain.keys().last() {
         replay.stopped = stopped.max(last + 1);
     }
@@ -176,6 +183,12 @@ impl Looked {
                  written when the process or the machine stopped; if neither did, the disk has damaged it",
             );
         }
+    }
+
+    /// File, offset and number of the batch that was durable and is the first not to check; `None` when there is nothing in its place.
+    pub(crate) fn damaged_batch(&self) -> Option<(&str, u64, u64)> {
+        let first = self.unsound.iter().find(|batch| batch.seq == self.replay.stopped)?;
+        Some((&self.found.get(first.file)?.name, first.at, first.seq))
     }
 
     /// Whether there is no file.

@@ -50,4 +50,4 @@ pub use figures::Figures;
 pub use format::losses::AcceptedLoss;
 pub use in_process::InProcess;
 pub use space::{Room, Watermarks};
-pub use store::{Accepted, Losses, Lost, OpenError, View, Whose, whose};
+pub use store::{Accepted, Damage, Losses, Lost, OpenError, Progress, View, Whose, whose};

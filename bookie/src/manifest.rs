@@ -5,7 +5,7 @@
 //! segment that checking goes on with), `segments` (segment id → file length, footer length, lowest ledger, highest ledger, live bytes,
 //! flags: 1 holes are to be punched, 2 small runs; u64 each. The first format has the first four words only), `forgotten` (segment
 //! id → nothing: out of use, its file may be there still), `bad` ((segment id, offset) → length of a block that did not check),
-//! `ledgers` (ledger id → state row), `journal` (generation of a journal file that may be needed → the generation in its name, its
+//! `let_go` (the same of a block whose loss was accepted for good: what it held is not in the segment any more), `ledgers` (ledger id → state row), `journal` (generation of a journal file that may be needed → the generation in its name, its
 //! length). `store` also holds `files`: the start that `journal` speaks of; of any other start it says nothing; and `losses`: how many
 //! acceptances `LOSSES` tells.
 
@@ -26,6 +26,7 @@ const STORE: TableDefinition<'_, &str, u64> = TableDefinition::new("store");
 const SEGMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("segments");
 const FORGOTTEN: TableDefinition<'_, u64, ()> = TableDefinition::new("forgotten");
 const BAD: TableDefinition<'_, (u64, u64), u64> = TableDefinition::new("bad");
+const LET_GO: TableDefinition<'_, (u64, u64), u64> = TableDefinition::new("let_go");
 const LEDGERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledgers");
 const JOURNAL: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("journal");
 
@@ -45,6 +46,8 @@ pub(crate) struct Content {
     pub(crate) segments: Vec<SegmentRow>,
     pub(crate) forgotten: Vec<u64>,
     pub(crate) bad: Vec<BadBlock>,
+    /// Blocks whose loss was accepted.
+    pub(crate) let_go: Vec<BadBlock>,
     pub(crate) ledgers: Vec<(LedgerId, LedgerRow)>,
     /// The start whose journal files `journal` lists.
     pub(crate) files_of: u64,
@@ -82,6 +85,8 @@ pub(crate) struct Change {
     /// Ledgers of which nothing need be known any more.
     pub(crate) ledgers: Vec<LedgerId>,
     pub(crate) bad: Vec<BadBlock>,
+    /// Blocks that do not check, whose loss is accepted: they are bad no longer.
+    pub(crate) let_go: Vec<BadBlock>,
     pub(crate) next_segment: u64,
     pub(crate) scrub: Option<u64>,
     /// Journal files that are ready to be written.
@@ -191,11 +196,20 @@ impl Manifest {
                 }
             }
         }
-        for item in txn.open_table(BAD)?.iter()? {
-            let (key, len) = item?;
-            let (segment, offset) = key.value();
-            content.bad.push(BadBlock { segment, offset, len: len.value() });
-        }
+        let blocks = |table: redb::ReadOnlyTable<(u64, u64), u64>| -> Result<Vec<BadBlock>, redb::Error> {
+            let block = |item: Result<_, redb::StorageError>| {
+                let (key, len): (redb::AccessGuard<'_, (u64, u64)>, redb::AccessGuard<'_, u64>) = item?;
+                let (segment, offset) = key.value();
+                Ok(BadBlock { segment, offset, len: len.value() })
+            };
+            table.iter()?.map(block).collect()
+        };
+        content.bad = blocks(txn.open_table(BAD)?)?;
+        content.let_go = match txn.open_table(LET_GO) {
+            // Earlier versions have none.
+            Err(redb::TableError::TableDoesNotExist(_)) => Vec::new(),
+            table => blocks(table?)?,
+        };
         Ok(Some(content))
     }
 
@@ -269,21 +283,27 @@ fn apply(txn: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
     }
     let mut segments = txn.open_table(SEGMENTS)?;
     let mut forgotten = txn.open_table(FORGOTTEN)?;
-    let mut bad = txn.open_table(BAD)?;
+    let (mut bad, mut let_go) = (txn.open_table(BAD)?, txn.open_table(LET_GO)?);
     for row in &change.put {
         segments.insert(row.id, encode_segment(row).as_slice())?;
     }
     for block in &change.bad {
         bad.insert((block.segment, block.offset), block.len)?;
     }
+    for block in &change.let_go {
+        bad.remove((block.segment, block.offset))?;
+        let_go.insert((block.segment, block.offset), block.len)?;
+    }
     for id in &change.forget {
         segments.remove(id)?;
         forgotten.insert(id, ())?;
-        bad.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
     }
     for id in &change.lost {
         segments.remove(id)?;
+    }
+    for id in change.forget.iter().chain(&change.lost) {
         bad.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
+        let_go.retain_in((*id, 0)..(*id + 1, 0), |_, _| false)?;
     }
     for id in &change.removed {
         forgotten.remove(id)?;

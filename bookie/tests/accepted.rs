@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test
 
 use bytes::Bytes;
+use geminga_bookie::steps::Steps;
 use geminga_bookie::{Bookie, Config, Health, InProcess, OpenError, accept_loss, view_loss};
 use geminga_bookie_client::entry::{Entry, Header, Kind};
 use geminga_bookie_client::rpc::{
@@ -96,7 +97,7 @@ fn lose(disk: &SimDisk, path: &Path) {
 }
 
 fn accept(disk: &SimDisk, known: &[Incarnation]) -> Result<Incarnation, OpenError> {
-    let accepted = accept_loss(config(), Arc::new(disk.clone()), SystemClock::shared(), known)?;
+    let accepted = accept_loss(config(), Arc::new(disk.clone()), SystemClock::shared(), known, None)?;
     assert!(!accepted.lost.is_empty());
     Ok(accepted.incarnation)
 }
@@ -190,7 +191,8 @@ async fn a_second_loss_is_one_of_everything_before_and_the_first_is_remembered()
 async fn a_look_changes_nothing_and_tells_what_is_left() {
     let disk = SimDisk::new();
     stored(&disk).await;
-    let look = |disk: &SimDisk| view_loss(config(), Arc::new(disk.clone()), SystemClock::shared());
+    let look =
+        |disk: &SimDisk| view_loss(config(), Arc::new(disk.clone()), SystemClock::shared(), &mut |_, _| {});
     assert!(matches!(look(&disk), Err(OpenError::NotLost)));
     lose(&disk, &segments(&disk)[0]);
     let before = disk.files();
@@ -202,6 +204,106 @@ async fn a_look_changes_nothing_and_tells_what_is_left() {
     drop(view);
     assert_eq!(disk.files(), before);
     assert!(matches!(Server::start(&disk), Err(OpenError::Lost(_))));
+}
+
+/// Flipped bits in each segment, at every few bytes: until the loss is accepted no answer is a wrong one, and afterwards one entry is lost
+/// at most, unless the bit told how long an entry is; each answer is the entry, or that it is lost.
+#[tokio::test]
+async fn whatever_bit_is_flipped_all_but_one_entry_is_given_back_once_that_is_accepted() {
+    let sound = SimDisk::new();
+    let was = stored(&sound).await;
+    let stored: Vec<(LedgerId, u64)> =
+        (0..30).map(|id| (LEDGER, id)).chain((0..3).map(|id| (OTHER, id))).collect();
+    let (mut whole, mut short, mut more) = (0, 0, 0);
+    for path in segments(&sound) {
+        let len = sound.files().into_iter().find(|(file, _)| *file == path).unwrap().1;
+        for byte in (0..len).step_by(11) {
+            let disk = sound.fork();
+            disk.flip(&path, byte, (byte % 8) as u8);
+            let open = || Steps::open(config(), Arc::new(disk.clone()), SystemClock::shared()).unwrap();
+            let read = |steps: &Steps, (ledger, id): (LedgerId, u64)| {
+                let (first, class) = (EntryId(id), ReadClass::Tail);
+                match steps.read(Read { ledger, first, last: first, bytes_max: 1, class }) {
+                    ReadAnswer::Found(found) => {
+                        assert_eq!(found[0], entry(ledger, id));
+                        Some(true)
+                    }
+                    ReadAnswer::NotFound(_) => Some(false),
+                    _ => None,
+                }
+            };
+            let steps = open();
+            assert!(stored.iter().all(|at| read(&steps, *at) != Some(false)), "byte {byte} is an absence");
+            drop(steps);
+            let before = disk.bytes(&path).unwrap();
+            let accepted = accept_loss(
+                config(),
+                Arc::new(disk.clone()),
+                SystemClock::shared(),
+                &[was.incarnation],
+                None,
+            );
+            accepted.unwrap_or_else(|error| panic!("byte {byte} of {}: {error}", path.display()));
+            assert_eq!(disk.bytes(&path).unwrap(), before, "byte {byte}: the damaged file was changed");
+            let steps = open();
+            let mut lost = 0;
+            for at in &stored {
+                let answer = read(&steps, *at).unwrap_or_else(|| panic!("byte {byte}: {at:?} stays unknown"));
+                if !answer {
+                    lost += 1;
+                    assert_eq!(steps.may_lack(was.incarnation, at.0), Some(true), "byte {byte}: {at:?}");
+                }
+            }
+            match lost {
+                0 => whole += 1,
+                1 => short += 1,
+                _ => more += 1,
+            }
+        }
+    }
+    // What is no entry, an entry, and the length of one: 4 of 156 bytes.
+    assert!(whole > 5 && short > 100 && more * 20 < short, "{whole} {short} {more}");
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_named_and_lost_alone_and_another_ledger_lacks_nothing() {
+    let disk = SimDisk::new();
+    let was = stored(&disk).await;
+    let path = segments(&disk)[0].clone();
+    // In the payload of the sixth of ten entries.
+    disk.flip(&path, 16 + 5 * 156 + 100, 1);
+    let server = Server::start(&disk).unwrap();
+    assert_eq!(server.read(&was, LEDGER, 5, 5).await, ReadAnswer::Unknown(Doubt::Damaged));
+    let told = server.rpc.only_copy_damaged(&was, LEDGER).unwrap();
+    assert!(told.contains(path.to_str().unwrap()) && told.contains("offset 0"), "{told}");
+    assert_eq!(server.rpc.only_copy_damaged(&was, OTHER), None);
+    let tail = server.rpc.fence_tail(&was, LEDGER, Term(2), EntryId(0)).await.unwrap();
+    assert!(!tail.doubtful.is_empty() && !tail.lacks, "{tail:?}");
+    server.stop().await;
+    let mut progress = Vec::new();
+    let view = view_loss(config(), Arc::new(disk.clone()), SystemClock::shared(), &mut |done, all| {
+        progress.push((done, all));
+    });
+    let view = view.unwrap();
+    assert_eq!(view.lost[0].ledgers, [(LEDGER, LEDGER)]);
+    assert!(view.lost[0].line().contains("1 entries in it are lost: 4:5"), "{:?}", view.lost);
+    let all = IdRange { first: EntryId(0), last: EntryId(40) };
+    let ids = |first, last| IdRange { first: EntryId(first), last: EntryId(last) };
+    assert_eq!(view.presence(LEDGER, all).present, [ids(0, 4), ids(6, 29)]);
+    assert!(progress.is_sorted() && progress.last().is_some_and(|(done, all)| done == all), "{progress:?}");
+    drop(view);
+    accept(&disk, &[was.incarnation]).unwrap();
+    let server = Server::start(&disk).unwrap();
+    assert_eq!(server.read(&was, LEDGER, 5, 9).await, ReadAnswer::Lost { last: EntryId(5) });
+    let ReadAnswer::Found(found) = server.read(&was, LEDGER, 6, 29).await else { panic!("6 is intact") };
+    assert_eq!(found[0], entry(LEDGER, 6));
+    let tail = server.rpc.fence_tail(&was, LEDGER, Term(3), EntryId(0)).await.unwrap();
+    assert!(tail.lacks && tail.doubtful.is_empty(), "{tail:?}");
+    assert_eq!(tail.present, [ids(0, 4), ids(6, 29)]);
+    assert!(!server.rpc.fence_tail(&was, OTHER, Term(2), EntryId(0)).await.unwrap().lacks);
+    assert_eq!(server.rpc.only_copy_damaged(&was, LEDGER), None);
+    server.stop().await;
+    assert!(matches!(accept(&disk, &[]), Err(OpenError::NotLost)), "it is accepted");
 }
 
 #[tokio::test]
@@ -235,7 +337,8 @@ async fn starts_are_counted_on_from_what_others_know() {
         lose(&disk, Path::new("/d/IDENTITY"));
         lose(&disk, Path::new("/d/journal/IDENTITY"));
         let config = Config { known: Some(known), known_boot: starts, ..config() };
-        let accepted = accept_loss(config, Arc::new(disk.clone()), SystemClock::shared(), &[known]).unwrap();
+        let accepted =
+            accept_loss(config, Arc::new(disk.clone()), SystemClock::shared(), &[known], None).unwrap();
         let server = Server::start(&disk).unwrap();
         assert_eq!(server.bookie.incarnation(), accepted.incarnation);
         assert!(server.bookie.boot() > starts, "{} starts, {starts} are known", server.bookie.boot());

@@ -15,8 +15,10 @@ use std::fmt;
 pub trait Left {
     /// Which of these entries are there, or may be; rising.
     fn left(&self, ledger: LedgerId, ids: IdRange) -> Vec<IdRange>;
-    /// The last entry that is there of an open ledger, and how far it was acknowledged, as far as that was kept.
+    /// The last entry that is there of an open ledger, and how far it is known to have gone: what was acknowledged, or lay in what is damaged.
     fn tail(&self, ledger: LedgerId) -> (Option<EntryId>, Option<EntryId>);
+    /// Whether something of a ledger may be among what was lost.
+    fn may_lack(&self, ledger: LedgerId) -> bool;
 }
 
 /// One ledger that lost something, or may have.
@@ -60,7 +62,7 @@ impl fmt::Display for OwnerLoss {
             match open_behind {
                 Some(Some(last)) => write!(
                     f,
-                    "\n    ledger {ledger} was open: it ends at entry {last}, what followed is lost"
+                    "\n    ledger {ledger} was open: it ends at entry {last}, what may have followed is lost"
                 )?,
                 Some(None) => write!(f, "\n    ledger {ledger} was open: nothing of it is left")?,
                 None => {}
@@ -154,6 +156,8 @@ async fn look(
             let failed = |error: DecodeError| SurveyError::Record(key.clone(), error.to_string());
             alone(ledger, &LedgerRecord::decode(&stored.value).map_err(failed)?.fragments, me)?;
         }
+    }
+    if let Some(ledger) = open.filter(|ledger| left.may_lack(*ledger)) {
         let (last, acknowledged) = left.tail(ledger);
         let told = last.max(acknowledged);
         let lost = told.map_or_else(Vec::new, |last| {

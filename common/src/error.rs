@@ -130,6 +130,7 @@ codes! {
     4017 LEDGERS_MISSING: "messages between offloaded ledgers of a topic are in no object", pulsar 0, http 500, grpc 15, retry false;
     4018 TOPIC_NOT_REBUILT: "a topic of the object store was not attached again", pulsar 0, http 500, grpc 9, retry false;
     4019 LOST_FOR_GOOD: "messages were lost, and the loss was accepted", pulsar 2, http 410, grpc 15, retry false;
+    4020 ONLY_COPY_DAMAGED: "stored data of which there is no other copy is damaged", pulsar 2, http 500, grpc 15, retry false;
     4025 OBJECT_STORE_SLOW_DOWN: "the object store asks for fewer requests", pulsar 2, http 503, grpc 14, retry true;
     4026 OBJECT_READS_WAIT: "readers wait because as much as may be was asked of the object store", pulsar 2, http 503, grpc 14, retry true;
     4027 TOO_MANY_CONNECTIONS: "as many clients are connected as the port has places", pulsar 14, http 503, grpc 8, retry true;

@@ -28,7 +28,7 @@ fn number(message: &Message) -> Result<u64> {
     Ok(number)
 }
 
-fn publish(server: &Standalone, numbers: std::ops::Range<u64>) -> Result<()> {
+pub(crate) fn publish(server: &Standalone, numbers: std::ops::Range<u64>) -> Result<()> {
     let mut wire = Wire::connect(&server.pulsar)?;
     wire.producer("kept", 1)?;
     for block in numbers.collect::<Vec<u64>>().chunks(50) {
@@ -39,7 +39,7 @@ fn publish(server: &Standalone, numbers: std::ops::Range<u64>) -> Result<()> {
 }
 
 /// All that a subscription gets until nothing comes any more; nothing is acknowledged.
-fn consume(server: &Standalone, subscription: &str) -> Result<Vec<(u64, Message)>> {
+pub(crate) fn consume(server: &Standalone, subscription: &str) -> Result<Vec<(u64, Message)>> {
     let mut wire = Wire::connect(&server.pulsar)?;
     // As most clients do: one of which nothing is known any more must not begin at the end for that.
     let initial = if subscription == "s" { InitialPosition::Latest } else { InitialPosition::Earliest };
@@ -79,7 +79,7 @@ impl Killed {
         Ok(killed)
     }
 
-    fn accept(&self, yes: bool) -> Result<(bool, String, String)> {
+    pub(crate) fn accept(&self, yes: bool) -> Result<(bool, String, String)> {
         let data = self.data().display().to_string();
         let args = ["admin", "accept-loss", "--config", &self.config, "--data-dir", &data];
         if yes { run(&[&args[..], &["--yes"]].concat()) } else { run(&args) }

@@ -4,6 +4,7 @@
 mod accepted;
 mod backlog;
 mod bounds;
+mod damaged;
 mod disk;
 mod killed;
 mod lifecycle;

@@ -60,7 +60,9 @@ fn a_flipped_bit_in_a_segment_is_named_in_the_log() -> Result<()> {
     );
     let stats = server.stats("kept")?;
     let wait = stats["subscriptions"]["s"]["waitReason"].as_str().unwrap_or_default();
-    ensure!(wait.contains("cannot be read now"), "consumers wait for something else: {wait:?}");
+    for word in ["GM-4020", "cannot be read", "offset", "accept-loss", &segment.display().to_string()] {
+        ensure!(wait.contains(word), "`{word}` is missing in what consumers wait for: {wait:?}");
+    }
     ensure!(lines.len() == 1, "once, not {} times: {lines:?}", lines.len());
     for word in ["GM-4005", "offset=", "ledger=", "entry=", "does not check"] {
         ensure!(lines[0].contains(word), "`{word}` is missing in {}", lines[0]);

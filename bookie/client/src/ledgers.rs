@@ -95,6 +95,10 @@ pub enum AppendError {
     Closed,
 }
 
+/// What to do about damage of the only copy there is.
+const ONLY_COPY_DAMAGED: &str = "this is the only copy. Stop the server and put the file back from a copy, or run `geminga admin accept-loss`, \
+     which tells what is lost and goes on without it";
+
 /// Why a read failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ReadError {
@@ -104,6 +108,9 @@ pub enum ReadError {
     /// No holder could answer now; retry.
     #[error("entry {0} cannot be read now")]
     Unavailable(EntryId),
+    /// It cannot be read, and neither can the only copy of it heal: what is damaged, in words.
+    #[error("entry {0} cannot be read: {1}; {ONLY_COPY_DAMAGED}")]
+    Damaged(EntryId, String),
     /// The only copy lost these entries, and that was accepted: they are gone for good.
     #[error("entries {} to {} are lost for good", .0.first, .0.last)]
     Lost(IdRange),
@@ -118,6 +125,9 @@ pub enum RecoverError {
     /// Undecided for now (too few answers): the ledger stays Recovering; retry with backoff.
     #[error("tail of ledger {0} cannot be decided yet")]
     Undecided(LedgerId),
+    /// Undecided, and for good: the only copy of it is damaged, where, in words.
+    #[error("tail of ledger {0} cannot be decided: {1}; {ONLY_COPY_DAMAGED}")]
+    Damaged(LedgerId, String),
     /// Another recoverer is ahead.
     #[error("another recovery of ledger {0} is ahead")]
     Superseded(LedgerId),

@@ -311,6 +311,11 @@ pub trait BookieRpc: Send + Sync + 'static {
     fn may_lack(&self, _to: &BookieRef, _ledger: LedgerId) -> bool {
         false
     }
+    /// Where something of a ledger on this store is known not to be readable, in words: only where it is the only copy, so that nobody can
+    /// bring it back. Says why an answer was `Unknown`, and decides nothing.
+    fn only_copy_damaged(&self, _to: &BookieRef, _ledger: LedgerId) -> Option<String> {
+        None
+    }
     /// Which of these ids the bookie durably holds: the proof that ends a repair.
     fn presence(
         &self,

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::format::losses::{AcceptedLoss, may_lack};
 use crate::query::ReadStart;
 use crate::shard::{ControlDone, Op, Status};
-use crate::store::{Accepted, OpenError, Store, View, open_all};
+use crate::store::{Accepted, Damage, OpenError, Progress, Store, View, open_all};
 use crate::{Figures, Room};
 use background::Background;
 use geminga_bookie_client::entry::Entry;
@@ -183,6 +183,12 @@ impl Bookie {
             return Some(false);
         }
         may_lack(self.accepted_losses(), incarnation, ledger)
+    }
+
+    /// Where something of a ledger lies that does not check, if this is its only copy: nobody else can bring it back.
+    pub(crate) fn only_copy_damaged(&self, ledger: LedgerId) -> Option<String> {
+        let store = &self.of(ledger).store;
+        store.config.only_copy.then(|| store.damage_of(ledger)).flatten()
     }
 
     /// Starts of the store so far, this one included.
@@ -442,7 +448,8 @@ pub fn promote(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Re
 }
 
 /// Accepts the loss of a store that has the only copy: it goes on with what is left, under a new incarnation. The store must not be open;
-/// afterwards it opens and serves. `known`: incarnations that metadata name. Blocks on the disk.
+/// afterwards it opens and serves. `known`: incarnations that metadata name. `damage`: what [`view_loss`] has found not to check; without it
+/// the store is looked at now. Blocks on the disk.
 ///
 /// # Errors
 /// [`OpenError::NotLost`] when nothing was lost, and those of opening.
@@ -451,14 +458,21 @@ pub fn accept_loss(
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     known: &[Incarnation],
+    damage: Option<Vec<Damage>>,
 ) -> Result<Accepted, OpenError> {
-    crate::store::accept(config, disk, clock, known)
+    crate::store::accept(config, disk, clock, known, damage)
 }
 
-/// Looks at what is left of a store that lost something, without changing anything of it. It must not be open. Blocks on the disk.
+/// Looks at what is left of a store that lost something or holds what does not check, without changing anything of it; every byte of its
+/// segments is read, and `progress` told how many of how many. It must not be open. Blocks on the disk.
 ///
 /// # Errors
 /// [`OpenError::NotLost`] when nothing was lost, [`OpenError::Lost`] when nothing can be looked at, and those of opening.
-pub fn view_loss(config: Config, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<View, OpenError> {
-    crate::store::view(config, disk, clock)
+pub fn view_loss(
+    config: Config,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    progress: Progress<'_>,
+) -> Result<View, OpenError> {
+    crate::store::view(config, disk, clock, progress)
 }

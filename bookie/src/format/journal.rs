@@ -25,6 +25,8 @@ const FILE_MAGIC: &[u8; 8] = b"GMJRNL01";
 const BATCH_MAGIC: &[u8; 4] = b"GMBT";
 const VERSION: u32 = 1;
 pub(crate) const BATCH_HEADER: usize = 40;
+/// Bytes of an add before its payload.
+const ADD_HEAD: usize = 1 + 16 + 4 + HEADER_LEN + 4;
 /// First byte of [`Record::ReplayStopped`].
 const REPLAY_STOPPED: u8 = 7;
 
@@ -45,7 +47,7 @@ pub(crate) enum Record {
 impl Record {
     pub(crate) fn len(&self) -> usize {
         match self {
-            Record::Add { entry, .. } => 1 + 16 + 4 + HEADER_LEN + 4 + entry.payload.len(),
+            Record::Add { entry, .. } => ADD_HEAD + entry.payload.len(),
             Record::Term { .. } | Record::Seal { .. } => 17,
             Record::Hint { .. } => 25,
             Record::Delete { .. } | Record::ReplayStopped { .. } | Record::Watermark { .. } => 9,
@@ -230,6 +232,40 @@ pub(crate) fn claimed(bytes: &[u8], generation: u64) -> Option<(u64, usize)> {
     let own = f.u64()? == generation;
     let (seq, _durable, records_len) = (f.u64()?, f.u64()?, f.u32()? as usize);
     (magic && own).then(|| (seq, batch_len(records_len)))
+}
+
+/// Entries that are intact in a batch which does not check: each has a checksum of its own. No other record has, so none is believed. Behind
+/// an entry that is not intact, whose length may be what is wrong, entries count only if all records end where the batch does.
+pub(crate) fn intact_adds(batch: &Bytes) -> Vec<Record> {
+    let Some(mut head) = batch.get(BATCH_HEADER - 8..BATCH_HEADER).map(Fields) else { return Vec::new() };
+    let (Some(len), Some(count)) = (head.u32(), head.u32()) else { return Vec::new() };
+    let records = batch.slice(BATCH_HEADER..BATCH_HEADER.saturating_add(len as usize).min(batch.len()));
+    let (mut sure, mut likely, mut f) = (Vec::new(), Vec::new(), Fields(&records));
+    let mut doubt = false;
+    for _ in 0..count {
+        let rest = f.0;
+        match Record::decode(&mut f, &records) {
+            Some(Record::Add { ledger, entry }) if entry.verify(ledger) => {
+                if doubt { &mut likely } else { &mut sure }.push(Record::Add { ledger, entry });
+            }
+            Some(Record::Add { .. }) => doubt = true,
+            Some(_) => {}
+            None => {
+                // An entry whose header is damaged still says how long it is.
+                let Some(end) = rest.get(ADD_HEAD - 4..ADD_HEAD).and_then(|len| Fields(len).u32()) else {
+                    return sure;
+                };
+                let Some(next) = rest.get(ADD_HEAD + end as usize..).filter(|_| rest[0] == 1) else {
+                    return sure;
+                };
+                (f, doubt) = (Fields(next), true);
+            }
+        }
+    }
+    if f.0.is_empty() && len as usize == records.len() {
+        sure.extend(likely);
+    }
+    sure
 }
 
 /// Whether the records of a batch begin with the one that tells where a replay stopped.

@@ -143,6 +143,23 @@ impl Iterator for Entries {
     }
 }
 
+/// The entry that begins at `at` of a block, if it parses, and where it ends; `None` when no entry can end within the block. Nothing of it
+/// is checked.
+pub(crate) fn entry_at(block: &Bytes, at: usize) -> Option<(Option<(LedgerId, Entry)>, usize)> {
+    let rest = block.get(at..)?;
+    let mut len = Fields(rest.get(ENTRY_HEAD - 4..)?);
+    let end = at.checked_add(ENTRY_HEAD)?.checked_add(len.u32()? as usize)?;
+    let mut f = Fields(block.get(at..end)?);
+    Some(((|| Some((LedgerId(f.u64()?), decode_entry(&mut f, block)?)))(), end))
+}
+
+/// Length of a whole block by its header; `None` when that is none. Not to be believed before its checksum is.
+pub(crate) fn block_len(head: &[u8]) -> Option<u64> {
+    let mut f = Fields(head);
+    let (magic, _crc, len) = (f.take(4)?, f.u32()?, f.u32()?);
+    (magic == BLOCK_MAGIC).then_some(u64::from(len) + BLOCK_HEADER as u64)
+}
+
 /// Length of the whole footer, of which the trailer is the end; `None` when it is no trailer.
 pub(crate) fn footer_len(trailer: &[u8; TRAILER]) -> Option<u64> {
     let mut t = Fields(trailer);

@@ -101,6 +101,9 @@ impl Report<'_> {
             for block in &content.bad {
                 writeln!(self.out, "    bad block {block:?}")?;
             }
+            for block in &content.let_go {
+                writeln!(self.out, "    block whose loss was accepted {block:?}")?;
+            }
         }
         for block in &content.bad {
             self.findings.push(format!("segment {:016x}: bad block at {}", block.segment, block.offset));

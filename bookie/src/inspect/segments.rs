@@ -40,8 +40,13 @@ impl Report<'_> {
             return Ok(());
         };
         let dead = gc::dead_blocks(footer, |ledger| gone(content, ledger));
-        let (mut entries, mut bytes, mut bad) = (0, 0, 0);
+        let (mut entries, mut bytes, mut bad, mut accepted) = (0, 0, 0, 0);
+        let let_go = |offset| content.let_go.iter().any(|b| (b.segment, b.offset) == (row.id, offset));
         for (block, _) in footer.blocks.iter().zip(&dead).filter(|(_, dead)| !**dead) {
+            if let_go(block.offset) {
+                accepted += 1;
+                continue;
+            }
             match segment.verified(block) {
                 Ok(found) => {
                     entries += found.len();
@@ -58,7 +63,7 @@ impl Report<'_> {
         let dead = dead.iter().filter(|dead| **dead).count();
         writeln!(
             self.out,
-            "  {name}: {} B, ledgers {} to {}, {} runs, {} blocks ({dead} dead, {bad} bad), {entries} entries with {bytes} B",
+            "  {name}: {} B, ledgers {} to {}, {} runs, {} blocks ({dead} dead, {bad} bad, {accepted} accepted as lost), {entries} entries with {bytes} B",
             row.len,
             row.ledgers.start(),
             row.ledgers.end(),

@@ -5,12 +5,15 @@
 //! the mark are not kept. Start-up takes time and memory for what it has to replay, not for the size of the journal.
 
 use super::{PAGE, PIECE, owner};
-use crate::format::journal::{self as format, Found};
+use crate::format::journal::{self as format, Found, Record};
 use crate::store::Place;
 use bytes::Bytes;
 use geminga_common::disk::{AlignedBuf, Disk, DiskFile, OpenMode};
 use std::io;
 use std::sync::Arc;
+
+/// A batch that does not check and says it is longer is not looked into: its length is what is wrong.
+const SALVAGED_MAX: usize = 256 << 20;
 
 /// A sound batch of a file.
 pub(crate) struct Scanned {
@@ -45,6 +48,8 @@ pub(crate) struct Unsound {
     pub(crate) at: u64,
     /// Bytes it says it has.
     pub(crate) len: u64,
+    /// Entries in it that are intact; none for a batch below the mark.
+    pub(super) adds: Vec<Record>,
 }
 
 /// All that lies in a journal directory.
@@ -99,9 +104,12 @@ fn scan(
         let found = match batch(file, at, store, generation)? {
             Ok(found) => found,
             Err(claimed) => {
-                let unsound =
-                    claimed.map(|(seq, len)| Unsound { seq, file: number, at: at as u64, len: len as u64 });
-                out.unsound.extend(unsound);
+                if let Some((seq, len)) = claimed {
+                    let known = seq >= mark && len <= SALVAGED_MAX;
+                    let bytes = if known { Bytes::copy_from_slice(file.at(at, len)?) } else { Bytes::new() };
+                    let adds = format::intact_adds(&bytes);
+                    out.unsound.push(Unsound { seq, file: number, at: at as u64, len: len as u64, adds });
+                }
                 at += PAGE;
                 continue;
             }

@@ -5,6 +5,7 @@
 
 mod cache;
 mod rebuild;
+mod salvage;
 mod write;
 
 use crate::format::segment::{self as format, Block, Footer, Run, TRAILER};
@@ -18,6 +19,7 @@ use geminga_common::error::Code;
 use geminga_common::ids::{EntryId, LedgerId};
 use parking_lot::Mutex;
 pub(crate) use rebuild::rebuild;
+pub(crate) use salvage::{expected, ids_of};
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::RangeInclusive;
@@ -66,6 +68,9 @@ pub(crate) struct Segment {
     /// Offsets of blocks that did not check, and whether there are any.
     bad: Mutex<BTreeSet<u64>>,
     has_bad: AtomicBool,
+    /// Offsets of blocks that do not check and whose loss was accepted: what they held is not in here any more.
+    let_go: Mutex<BTreeSet<u64>>,
+    has_let_go: AtomicBool,
     /// Offsets of what readers met and the log has named.
     named: Mutex<BTreeSet<u64>>,
     /// Offsets of blocks that a reader found damaged and nobody has judged yet.
@@ -131,6 +136,8 @@ impl Segment {
             footer: OnceLock::new(),
             bad: Mutex::default(),
             has_bad: AtomicBool::new(false),
+            let_go: Mutex::default(),
+            has_let_go: AtomicBool::new(false),
             named: Mutex::default(),
             suspects: Mutex::default(),
             punched_to: AtomicU64::new(0),
@@ -154,6 +161,24 @@ impl Segment {
 
     pub(crate) fn is_bad(&self, offset: u64) -> bool {
         self.has_bad.load(Ordering::Acquire) && self.bad.lock().contains(&offset)
+    }
+
+    /// A block is let go of: the segment is as if it had never held what lay there. Its bytes stay where they are, so it is not merged.
+    pub(crate) fn let_go(&self, offset: u64) {
+        self.bad.lock().remove(&offset);
+        self.suspects.lock().remove(&offset);
+        self.let_go.lock().insert(offset);
+        self.has_let_go.store(true, Ordering::Release);
+        self.unmergeable.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_let_go(&self, offset: u64) -> bool {
+        self.has_let_go.load(Ordering::Acquire) && self.let_go.lock().contains(&offset)
+    }
+
+    /// Whether a block is neither bad nor let go of, as far as is known.
+    pub(crate) fn counts(&self, offset: u64) -> bool {
+        !self.is_bad(offset) && !self.is_let_go(offset)
     }
 
     /// Its file.
@@ -193,10 +218,37 @@ impl Segment {
         self.bad.lock().len()
     }
 
+    /// Where in this file something of a ledger lies that is known, or was found, not to be readable.
+    pub(crate) fn damage_of(&self, ledger: LedgerId) -> Option<String> {
+        if !self.row.ledgers.contains(&ledger) {
+            return None;
+        }
+        let file = self.path.display();
+        match self.wanting {
+            Some(Wanting::Missing) => return Some(format!("{file} is missing")),
+            Some(_) => return Some(format!("{file} is not as long as it was, or cannot be opened")),
+            None if self.footer_is_bad() => return Some(format!("the footer of {file} does not check")),
+            None => {}
+        }
+        // What nobody has looked at yet is not damaged, and must not be read for a text.
+        let footer = self.footer.get()?.as_ref().ok()?;
+        let met: Vec<u64> =
+            [&self.bad, &self.suspects].iter().flat_map(|known| known.lock().clone()).collect();
+        let block = (0..footer.blocks.len()).find(|at| {
+            let here = expected(footer, *at);
+            met.contains(&footer.blocks[*at].offset) && here.iter().any(|(owner, _)| *owner == ledger)
+        })?;
+        let ids = expected(footer, block).into_iter().find(|(owner, _)| *owner == ledger)?.1;
+        let (first, last, offset) = (ids.first, ids.last, footer.blocks[block].offset);
+        Some(format!(
+            "{file} does not check at offset {offset}, where entries {ledger}:{first} to {ledger}:{last} lie"
+        ))
+    }
+
     /// Reads one block and checks it and every entry in it.
     pub(crate) fn verified(&self, block: &Block) -> Result<Vec<(LedgerId, Entry)>, Damaged> {
         let body = self.row.len - self.row.footer;
-        if block.offset.checked_add(block.len).is_none_or(|end| end > body) || self.is_bad(block.offset) {
+        if block.offset.checked_add(block.len).is_none_or(|end| end > body) || !self.counts(block.offset) {
             return Err(Damaged);
         }
         let mut bytes = vec![0; block.len as usize];
@@ -208,21 +260,16 @@ impl Segment {
         entries.map(sound).collect()
     }
 
-    /// Ids of a ledger that lie in blocks that did not check.
-    fn doubt(&self, ledger: LedgerId, footer: &Footer, out: &mut Vec<IdRange>) {
-        if !self.has_bad.load(Ordering::Acquire) {
-            return;
-        }
-        let bad = self.bad.lock();
-        for (at, block) in footer.blocks.iter().enumerate().filter(|(_, block)| bad.contains(&block.offset)) {
-            let end =
-                footer.blocks.get(at + 1).map_or((LedgerId(u64::MAX), 0), |next| (next.ledger, next.first));
-            if block.ledger <= ledger && ledger <= end.0 {
-                let first = if block.ledger == ledger { block.first } else { 0 };
-                let last = if end.0 == ledger { end.1.checked_sub(1) } else { Some(u64::MAX - 1) };
-                out.extend(last.filter(|last| first <= *last).map(|last| range(first, last)));
-            }
-        }
+    /// Ids of a ledger that lie in blocks that did not check, and in such that were let go of.
+    fn doubt(&self, ledger: LedgerId, footer: &Footer) -> (Vec<IdRange>, Vec<IdRange>) {
+        let within = |offsets: &BTreeSet<u64>| {
+            let blocks = (0..footer.blocks.len()).filter(|at| offsets.contains(&footer.blocks[*at].offset));
+            blocks.filter_map(|at| ids_within(footer, at, ledger)).collect()
+        };
+        let bad = if self.has_bad.load(Ordering::Acquire) { within(&self.bad.lock()) } else { Vec::new() };
+        let gone =
+            if self.has_let_go.load(Ordering::Acquire) { within(&self.let_go.lock()) } else { Vec::new() };
+        (bad, gone)
     }
 
     pub(crate) fn footer(&self) -> Result<&Footer, Damaged> {
@@ -258,10 +305,15 @@ impl Segment {
         if !self.row.ledgers.contains(&ledger) {
             return Ok(None);
         }
-        let runs = &self.footer()?.runs;
+        let Footer { runs, blocks } = self.footer()?;
         let at = runs.partition_point(|run| (run.ledger, run.first) <= (ledger, id.0));
         let run = at.checked_sub(1).map(|at| runs[at]);
-        Ok(run.filter(|run| run.ledger == ledger && id.0 - run.first < run.count))
+        let run = run.filter(|run| run.ledger == ledger && id.0 - run.first < run.count);
+        if run.is_some() && self.has_let_go.load(Ordering::Acquire) {
+            let at = blocks.partition_point(|b| (b.ledger, b.first) <= (ledger, id.0));
+            return Ok(run.filter(|_| at.checked_sub(1).is_some_and(|at| !self.is_let_go(blocks[at].offset))));
+        }
+        Ok(run)
     }
 
     /// Entries from `first` to `last`, all in one run of this segment.
@@ -276,7 +328,15 @@ impl Segment {
         let mut at = at.checked_sub(1).ok_or(Damaged)?;
         let (mut out, mut bytes) = (Vec::new(), 0);
         while at < blocks.len() {
-            let end = blocks[at..].partition_point(|b| (b.ledger, b.first) <= (ledger, last.0)) + at;
+            let mut end = blocks[at..].partition_point(|b| (b.ledger, b.first) <= (ledger, last.0)) + at;
+            if self.has_let_go.load(Ordering::Acquire) {
+                // What was let go of ends a read like the end of the run.
+                let gone = (at..end.max(at + 1)).find(|at| self.is_let_go(blocks[*at].offset));
+                end = gone.unwrap_or(end);
+                if gone == Some(at) {
+                    break;
+                }
+            }
             let piece = self.fetch(&blocks[at..end.max(at + 1)], bytes_max - bytes.min(bytes_max), cache);
             let piece = match piece {
                 Ok(piece) => piece,
@@ -338,6 +398,18 @@ impl Segment {
     }
 }
 
+/// Ids of a ledger that may lie in a block; none of another ledger's.
+fn ids_within(footer: &Footer, at: usize, ledger: LedgerId) -> Option<IdRange> {
+    let block = &footer.blocks[at];
+    let end = footer.blocks.get(at + 1).map_or((LedgerId(u64::MAX), 0), |next| (next.ledger, next.first));
+    if ledger < block.ledger || end.0 < ledger {
+        return None;
+    }
+    let first = if block.ledger == ledger { block.first } else { 0 };
+    let last = if end.0 == ledger { end.1.checked_sub(1)? } else { u64::MAX - 1 };
+    (first <= last).then(|| range(first, last))
+}
+
 /// What segments say of an id.
 #[derive(Debug)]
 pub(crate) enum Lookup {
@@ -396,8 +468,8 @@ impl SegmentSet {
             let from = footer.runs.partition_point(|run| run.ledger < ledger);
             let runs = footer.runs[from..].iter().take_while(|run| run.ledger == ledger);
             let runs: Vec<IdRange> = runs.map(|run| range(run.first, run.first + run.count - 1)).collect();
-            let mut doubt = Vec::new();
-            segment.doubt(ledger, footer, &mut doubt);
+            let (doubt, gone) = segment.doubt(ledger, footer);
+            let runs = if gone.is_empty() { runs } else { without(&runs, &gone) };
             if doubt.is_empty() {
                 sound.extend(runs);
             } else {

@@ -31,14 +31,14 @@ pub struct Lost {
     pub path: PathBuf,
     /// What became of it, and what that means; goes on after the path.
     pub what: String,
-    /// Ledgers, first and last, that may have lost something by it.
-    pub ledgers: (LedgerId, LedgerId),
+    /// Ledgers, as ranges of first and last, that may have lost something by it.
+    pub ledgers: Vec<(LedgerId, LedgerId)>,
 }
 
 impl Lost {
     /// Something whose loss leaves every ledger in doubt.
     fn of_all(path: PathBuf, what: impl Into<String>) -> Self {
-        Self { path, what: what.into(), ledgers: EVERY_LEDGER }
+        Self { path, what: what.into(), ledgers: vec![EVERY_LEDGER] }
     }
 
     /// In words.
@@ -119,7 +119,7 @@ pub(super) fn segments(all: &[Arc<Segment>]) -> Vec<Lost> {
             Wanting::Unreadable(kind) => format!("cannot be opened ({kind}): {held}"),
             Wanting::Length(len) => format!("has {len} bytes instead of {}: {held}", segment.row.len),
         };
-        Some(Lost { path: segment.path().to_owned(), what, ledgers: (*low, *high) })
+        Some(Lost { path: segment.path().to_owned(), what, ledgers: vec![(*low, *high)] })
     };
     all.iter().filter_map(lost).collect()
 }
@@ -140,7 +140,13 @@ pub(super) fn journal(
             Lost::of_all(journal::path(&place.journal_dir, row.made), what)
         })
         .collect();
-    if lost.is_empty() && looked.damaged() && known {
+    if lost.is_empty() && known && looked.damaged() {
+        if let Some((name, at, seq)) = looked.damaged_batch() {
+            let what = format!(
+                "does not check at offset {at}, where batch {seq} begins, which was durable: what is not intact in it is lost"
+            );
+            return vec![Lost::of_all(place.journal_dir.join(name), what)];
+        }
         let what = format!("lacks batch {}, which was durable: a file is gone or damaged", looked.stopped());
         return vec![Lost::of_all(place.journal_dir.clone(), what)];
     }

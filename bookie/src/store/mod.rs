@@ -4,6 +4,7 @@
 //! shard's. The shard's is held for admission and bookkeeping only, never across a disk call.
 
 mod accept;
+mod damage;
 mod files;
 mod keep;
 mod loss;
@@ -25,6 +26,7 @@ use crate::shard::{Admitted, Op};
 use crate::shard::{Answer, Batch, FlushPlan, JournalFile, Shard};
 pub use accept::{Accepted, View};
 pub(crate) use accept::{accept, read as accepted_losses, view};
+pub use damage::{Damage, Progress};
 pub(crate) use files::read_file;
 use geminga_common::clock::Clock;
 use geminga_common::disk::{AlignedBuf, Disk};

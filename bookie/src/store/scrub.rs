@@ -72,7 +72,7 @@ impl Store {
         let (mut read, mut bad) = (0, Vec::new());
         while *at < footer.blocks.len() && read < bytes_max {
             let block = &footer.blocks[*at];
-            if !known[*at] && !segment.is_bad(block.offset) {
+            if !known[*at] && segment.counts(block.offset) {
                 read += block.len;
                 if segment.verified(block).is_err() {
                     bad.push((
@@ -104,7 +104,7 @@ impl Store {
             let dead = gc::dead_blocks(footer, |ledger| gone.contains(&ledger));
             let blocks = footer.blocks.iter().zip(dead);
             let bad = blocks.filter(|(block, dead)| {
-                let fresh = suspects.contains(&block.offset) && !segment.is_bad(block.offset);
+                let fresh = suspects.contains(&block.offset) && segment.counts(block.offset);
                 !dead && fresh && segment.verified(block).is_err()
             });
             let bad = bad.map(|(b, _)| BadBlock { segment: segment.row.id, offset: b.offset, len: b.len });

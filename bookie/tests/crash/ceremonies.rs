@@ -30,6 +30,8 @@ enum Ceremony {
     Promotion(u64),
     /// Without this part, of which there is no other copy.
     Acceptance(u64),
+    /// With a flipped bit in a segment, of which there is no other copy.
+    AcceptanceOfDamage(u64),
 }
 
 /// Tries all ceremonies on the stores that a seed makes.
@@ -38,7 +40,8 @@ pub(crate) fn ceremonies(config: &geminga_bookie::Config, seed: u64, report: &mu
     let first = (config.shards == 1).then_some(Ceremony::FromFirstFormat);
     let all = [Ceremony::Format, Ceremony::StartOnFullDisk].into_iter().chain(first);
     let promotions = (0..5).map(Ceremony::Promotion);
-    for ceremony in all.chain(promotions).chain((0..6).map(Ceremony::Acceptance)) {
+    let acceptances = (0..6).map(Ceremony::Acceptance).chain((0..4).map(Ceremony::AcceptanceOfDamage));
+    for ceremony in all.chain(promotions).chain(acceptances) {
         enumerate(ceremony, &run, seed, report);
         if !report.violations.is_empty() {
             return;
@@ -76,6 +79,11 @@ fn enumerate(ceremony: Ceremony, run: &Recorded, seed: u64, report: &mut Report)
     let good = match ceremony {
         Ceremony::Promotion(_) => promote(run.config.clone(), on(&disk), clock()).map(drop),
         Ceremony::Acceptance(_) => accept(&disk, run).map(drop),
+        Ceremony::AcceptanceOfDamage(_) => match accept(&disk, run) {
+            // Only deleted ledgers lay there.
+            Err(OpenError::NotLost) => return,
+            other => other.map(drop),
+        },
         Ceremony::LargeFlush => open(&disk, &run.config).map(|mut steps| assert!(steps.flush())),
         _ => open(&disk, &run.config).map(drop),
     };
@@ -115,13 +123,22 @@ fn before(ceremony: Ceremony, run: &Recorded) -> SimDisk {
             lose(&calm, what);
             calm
         }
+        Ceremony::AcceptanceOfDamage(what) => {
+            let segments =
+                calm.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "seg"));
+            // A block at the beginning, one in the middle, and the footer.
+            if let Some((path, len)) = segments.max_by_key(|(_, len)| *len) {
+                calm.flip(&path, [70, len / 3, len / 2, len - 30][what as usize % 4], 3);
+            }
+            calm
+        }
     }
 }
 
 /// Opens after a crash in a ceremony: it is as if it had not begun, or had ended, or it is gone through again.
 fn after(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
-    if let Ceremony::Acceptance(_) = ceremony {
-        return after_acceptance(disk, run, dice);
+    if let Ceremony::Acceptance(_) | Ceremony::AcceptanceOfDamage(_) = ceremony {
+        return after_acceptance(ceremony, disk, run, dice);
     }
     let expected = match ceremony {
         Ceremony::Format => Expected::default(),
@@ -157,15 +174,24 @@ fn incarnation(disk: &SimDisk, run: &Recorded) -> Option<Incarnation> {
 fn accept(disk: &SimDisk, run: &Recorded) -> Result<Accepted, OpenError> {
     // As a standalone, whose metadata know which store it was.
     let known = incarnation(&run.end.crash(&Crash::Kept), run);
-    accept_loss(run.config.clone(), on(disk), clock(), known.as_slice())
+    accept_loss(run.config.clone(), on(disk), clock(), known.as_slice(), None)
 }
 
 /// A store with the only copy is lost or accepted, nothing between: it is refused until the acceptance has ended, and then serves as one
-/// that it never was, and knows of everything that is not there that it may have been.
-fn after_acceptance(disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
+/// that it never was, and knows of everything that is not there that it may have been. One that is damaged serves before as well.
+fn after_acceptance(ceremony: Ceremony, disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
     let mut alone = run.config.clone();
     alone.refuse_losses = true;
+    let damaged = matches!(ceremony, Ceremony::AcceptanceOfDamage(_));
+    let was = incarnation(&run.end.crash(&Crash::Kept), run);
     let opened = match open(disk, &alone) {
+        Ok(steps) if damaged && Some(steps.incarnation()) == was => {
+            drop(steps);
+            match accept(disk, run) {
+                Ok(_) => open(disk, &alone),
+                Err(error) => return vec![format!("its damage cannot be accepted: {error}")],
+            }
+        }
         Err(OpenError::Lost(_)) => match accept(disk, run) {
             Ok(_) => open(disk, &alone),
             Err(error) => return vec![format!("its loss cannot be accepted: {error}")],
@@ -180,7 +206,7 @@ fn after_acceptance(disk: &SimDisk, run: &Recorded, dice: u64) -> Vec<String> {
     if steps.health() != Health::Serving {
         found.push(format!("it is {:?}", steps.health()));
     }
-    let Some(was) = incarnation(&run.end.crash(&Crash::Kept), run) else { return vec!["no identity".into()] };
+    let Some(was) = was else { return vec!["no identity".into()] };
     if steps.incarnation() == was {
         found.push("it answers under the incarnation that lost something".to_owned());
     }

@@ -46,6 +46,7 @@ async fn read(sim: &Sim, client: &Client, rng: &mut Rng, view: &LedgerView, last
         // A view of the open ledger may be older than the ledger is by now; what is acknowledged is there nevertheless.
         Err(ReadError::NoSuchEntry(id)) => check.broken(format!("{id} of {} is said not to exist", view.id)),
         Err(ReadError::Lost(ids)) => check.broken(format!("{ids:?} of {} is said to be lost", view.id)),
-        Err(ReadError::Unavailable(_)) => check.seen.unavailable += 1,
+        // The second is said only of an only copy in this process.
+        Err(ReadError::Unavailable(_) | ReadError::Damaged(..)) => check.seen.unavailable += 1,
     }
 }

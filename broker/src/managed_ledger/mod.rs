@@ -194,6 +194,9 @@ pub enum ReadError {
     /// No holder answers now; retry later.
     #[error("entry {0} cannot be read now")]
     Unavailable(Position),
+    /// It cannot be read, and the only copy of it is damaged: where and what to do, in words.
+    #[error("entry {0}: {1}")]
+    Damaged(Position, String),
     /// Bookies no longer have it, and the object store cannot be read now; retry later.
     #[error("entry {0} cannot be read from the object store now: {1}")]
     ObjectStore(Position, String),

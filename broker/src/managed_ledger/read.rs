@@ -174,6 +174,7 @@ impl ManagedLedger {
         let first = self.state.first();
         match error {
             ReadError::Unavailable(p)
+            | ReadError::Damaged(p, _)
             | ReadError::Missing(p)
             | ReadError::ObjectStore(p, _)
             | ReadError::NoObjectStore(p)

@@ -126,6 +126,9 @@ impl LedgerSource {
         let entries = read.map_err(|e| match e {
             LedgerReadError::NoSuchEntry(id) => ReadError::Missing(Position::new(self.ledger, id)),
             LedgerReadError::Unavailable(id) => ReadError::Unavailable(Position::new(self.ledger, id)),
+            LedgerReadError::Damaged(id, _) => {
+                ReadError::Damaged(Position::new(self.ledger, id), e.to_string())
+            }
             LedgerReadError::Lost(ids) => ReadError::Lost(Position::new(self.ledger, ids.first), ids.last),
         })?;
         let runs_on = (first.0..).zip(&entries).all(|(id, e)| e.id.0 == id && e.id <= last);

@@ -44,6 +44,7 @@ fn recover(error: &RecoverError) -> Code {
         RecoverError::NoRecord(_) => Code::LEDGER_NOT_FOUND,
         RecoverError::Superseded(_) => Code::LEDGER_FENCED,
         RecoverError::Undecided(_) => Code::NOT_ENOUGH_BOOKIES,
+        RecoverError::Damaged(..) => Code::ONLY_COPY_DAMAGED,
     }
 }
 
@@ -67,6 +68,9 @@ impl Coded for cursor::OpenError {
         match self {
             Self::Metadata(error) => error.code(),
             Self::Recover(error) => recover(error),
+            Self::Read { error: geminga_bookie_client::ledgers::ReadError::Damaged(..), .. } => {
+                Code::ONLY_COPY_DAMAGED
+            }
             Self::Read { .. } => Code::PERSISTENCE,
             Self::Chain(_) | Self::NotOurs(..) | Self::Replay(_) => Code::RECORD_UNREADABLE,
             Self::Lost => Code::NOT_OWNER,
@@ -94,6 +98,7 @@ impl Coded for ReadError {
         match self {
             Self::Trimmed(_) => Code::INVALID_POSITION,
             Self::Unavailable(_) => Code::PERSISTENCE,
+            Self::Damaged(..) => Code::ONLY_COPY_DAMAGED,
             Self::ObjectStore(..) => Code::OBJECT_STORE_UNAVAILABLE,
             Self::NoObjectStore(_) => Code::OBJECT_STORE_NOT_CONFIGURED,
             Self::Missing(_) => Code::DATA_LOSS,
@@ -138,6 +143,16 @@ mod tests {
         );
         let lost = TopicError::read(&ReadError::Lost(position, position.entry)).to_string();
         assert_eq!(lost.matches("GM-").count(), 1, "{lost}");
+        let place = "/d/1.seg does not check at offset 0".to_owned();
+        let damaged = RecoverError::Damaged(geminga_common::ids::LedgerId(7), place.clone());
+        let told = TopicError::storage(&ml::OpenError::Recovery(damaged)).to_string();
+        assert!(told.starts_with("GM-4020: storage: tail of ledger 7"), "{told}");
+        assert!(told.contains(&place) && told.contains("`geminga admin accept-loss`"), "{told}");
+        let log = cursor::OpenError::Read {
+            ledger: geminga_common::ids::LedgerId(7),
+            error: geminga_bookie_client::ledgers::ReadError::Damaged(position.entry, place),
+        };
+        assert!(TopicError::storage(&log).to_string().starts_with("GM-4020"));
         let few = ml::OpenError::Recovery(RecoverError::Undecided(geminga_common::ids::LedgerId(7)));
         assert!(TopicError::storage(&few).to_string().starts_with("GM-4007: storage: tail of ledger 7"));
     }

@@ -12,6 +12,7 @@ use crate::dispatch::{
 use crate::managed_ledger::{self as ml, ReadEntry, ReadLimit, ReadOutcome};
 use geminga_bookie_client::rpc::ReadClass;
 use geminga_common::clock::Mono;
+use geminga_common::error::Coded as _;
 use geminga_common::ids::Position;
 use geminga_common::names::SubscriptionName;
 use geminga_proto::encode::{self, MessageHeader};
@@ -190,9 +191,10 @@ impl Worker {
         if matches!(error, ml::ReadError::Trimmed(_)) {
             return;
         }
-        if let Some((since, pause)) = sub.unreadable.failed(error.to_string(), self.broker.clock.mono()) {
+        let why = format!("{}: {error}", error.code());
+        if let Some((since, pause)) = sub.unreadable.failed(why, self.broker.clock.mono()) {
             tracing::warn!(
-                topic = %self.name, subscription = %sub.name, %error, ?since, ?pause,
+                code = %error.code(), topic = %self.name, subscription = %sub.name, %error, ?since, ?pause,
                 "a read failed; its consumers wait, it is tried again"
             );
         }

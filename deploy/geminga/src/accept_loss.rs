@@ -1,12 +1,12 @@
-//! `geminga admin accept-loss`: a standalone whose store lost something, and of which there is no copy, goes on with what is left. Offline and
-//! deliberate: without `--yes` it tells what that means and changes nothing. The states and the steps: `bookie/src/store/accept.rs`.
+//! `geminga admin accept-loss`: a standalone whose store lost something, or holds what does not check, and of which there is no copy, goes on
+//! with what is left. All that is stored is read for it. Offline and deliberate: without `--yes` it tells what that means and changes nothing. The states and the steps: `bookie/src/store/accept.rs`.
 
 use crate::cli::AcceptLossArgs;
 use crate::failure;
 use crate::halves::Halves;
 use crate::standalone::Offline;
 use anyhow::Context as _;
-use geminga_bookie::{Config, OpenError, View, accept_loss, view_loss};
+use geminga_bookie::{Config, Damage, OpenError, View, accept_loss, view_loss};
 use geminga_bookie_client::rpc::{BookieRef, IdRange};
 use geminga_broker::loss::{Left, OwnerLoss, survey};
 use geminga_common::clock::SystemClock;
@@ -20,6 +20,10 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 struct OfView<'v>(&'v View);
 
@@ -30,7 +34,13 @@ impl Left for OfView<'_> {
 
     fn tail(&self, ledger: LedgerId) -> (Option<EntryId>, Option<EntryId>) {
         let stat = self.0.stat(ledger);
-        stat.map_or((None, None), |stat| (stat.present.last().map(|run| run.last), stat.lac))
+        let known = self.0.last_lost(ledger);
+        stat.map_or((None, None), |stat| (stat.present.last().map(|run| run.last), stat.lac.max(known)))
+    }
+
+    fn may_lack(&self, ledger: LedgerId) -> bool {
+        let ranges = self.0.lost.iter().flat_map(|lost| &lost.ledgers);
+        ranges.into_iter().any(|(first, last)| (*first..=*last).contains(&ledger))
     }
 }
 
@@ -45,6 +55,18 @@ impl Left for Untold {
     fn tail(&self, _: LedgerId) -> (Option<EntryId>, Option<EntryId>) {
         (None, None)
     }
+
+    fn may_lack(&self, _: LedgerId) -> bool {
+        true
+    }
+}
+
+/// What a look has found.
+enum Told {
+    /// All is there, and checks.
+    Nothing,
+    /// Something is lost; with what does not check, as far as that could be looked for.
+    Lost(Option<Vec<Damage>>),
 }
 
 /// Incarnations of the store that ledgers in metadata name. `LOSSES` has to name all of them, also those of acceptances of which it told
@@ -60,9 +82,9 @@ pub(crate) async fn main(args: AcceptLossArgs) -> anyhow::Result<()> {
     let named: Named = Mutex::new(Halves::counted_on(&checked).into_iter().collect());
     let told = tell(&settings, &halves, &named, &*metadata, &dir).await;
     let outcome = match told {
-        Ok(false) => Ok(()),
-        Ok(true) if args.yes => accept(settings, &named, &dir),
-        Ok(true) => say(
+        Ok(Told::Nothing) => Ok(()),
+        Ok(Told::Lost(damage)) if args.yes => accept(settings, &named, &dir, damage),
+        Ok(Told::Lost(_)) => say(
             "nothing was changed. Is there a copy as new as the rest? Put the files back from it. Is there none? The same command with \
              --yes accepts the loss, for good",
         ),
@@ -81,6 +103,20 @@ fn disk() -> Arc<dyn Disk> {
     Arc::new(RealDisk)
 }
 
+/// Says how far the reading of all that is stored has come, to whoever watches.
+fn progress() -> impl FnMut(u64, u64) {
+    let clock = SystemClock::shared();
+    let mut last = clock.mono();
+    move |done, all| {
+        let now = clock.mono();
+        if done == all || now.saturating_sub(last) >= PROGRESS_EVERY {
+            last = now;
+            // Nobody may be watching.
+            let _told = writeln!(std::io::stderr(), "checked {} of {} MiB", done >> 20, all >> 20);
+        }
+    }
+}
+
 /// Says what is lost; whether anything is.
 async fn tell(
     settings: &Config,
@@ -88,17 +124,20 @@ async fn tell(
     named: &Named,
     metadata: &dyn MetadataStore,
     dir: &Path,
-) -> anyhow::Result<bool> {
-    let view = match view_loss(settings.clone(), disk(), SystemClock::shared()) {
+) -> anyhow::Result<Told> {
+    let view = match view_loss(settings.clone(), disk(), SystemClock::shared(), &mut progress()) {
         Err(OpenError::NotLost) => {
-            say(&format!("{}: nothing is missing, there is no loss to accept", dir.display()))?;
-            return Ok(false);
+            say(&format!(
+                "{}: nothing is missing and everything checks, there is no loss to accept",
+                dir.display()
+            ))?;
+            return Ok(Told::Nothing);
         }
         Err(OpenError::Lost(losses)) => {
             owners(halves, named, metadata, &Untold).await?;
             losses.0.iter().try_for_each(|lost| say(&format!("lost: {}", lost.line())))?;
             say("what was in it cannot be told before the loss is accepted")?;
-            return Ok(true);
+            return Ok(Told::Lost(None));
         }
         other => {
             other.map_err(|error| failure::about(&error, "looking at the store in", &halves.store_path))?
@@ -123,7 +162,7 @@ async fn tell(
     if let Some(known) = settings.known {
         say(&format!("the store was incarnation {known}; it gets a new one"))?;
     }
-    Ok(true)
+    Ok(Told::Lost(Some(view.into_damage())))
 }
 
 /// What owners of ledgers lost; takes in which incarnations their ledgers name.
@@ -146,10 +185,10 @@ async fn owners(
     })
 }
 
-fn accept(settings: Config, named: &Named, dir: &Path) -> anyhow::Result<()> {
+fn accept(settings: Config, named: &Named, dir: &Path, damage: Option<Vec<Damage>>) -> anyhow::Result<()> {
     let path = settings.data_dir.clone();
     let known: Vec<Incarnation> = named.lock().iter().copied().collect();
-    let accepted = accept_loss(settings, disk(), SystemClock::shared(), &known);
+    let accepted = accept_loss(settings, disk(), SystemClock::shared(), &known, damage);
     let accepted =
         accepted.map_err(|error| failure::about(&error, "accepting the loss of the store in", &path))?;
     say(&format!(

@@ -147,6 +147,13 @@ impl LedgerClient {
 }
 
 /// Every bookie of these fragments, once.
+impl Inner {
+    /// Where the only copy of a ledger is damaged.
+    pub(crate) fn only_copy_damaged(&self, members: &BTreeSet<BookieRef>, id: LedgerId) -> Option<String> {
+        members.iter().find_map(|bookie| self.rpc.only_copy_damaged(bookie, id))
+    }
+}
+
 pub(crate) fn bookies_of(fragments: &[Fragment]) -> BTreeSet<BookieRef> {
     fragments.iter().flat_map(|f| f.ensemble.iter().flatten()).cloned().collect()
 }
@@ -221,9 +228,17 @@ impl Ledgers for LedgerClient {
         class: ReadClass,
     ) -> BoxFuture<'static, Result<Vec<Entry>, ReadError>> {
         let plan = read::plan(view, first, last, bytes_max, class);
-        let inner = self.inner.clone();
-        async move { read::run(&*inner.rpc, &inner.hedge, plan.ok_or(ReadError::Unavailable(first))?).await }
-            .boxed()
+        let (inner, id, members) = (self.inner.clone(), view.id, bookies_of(&view.fragments));
+        async move {
+            match read::run(&*inner.rpc, &inner.hedge, plan.ok_or(ReadError::Unavailable(first))?).await {
+                Err(ReadError::Unavailable(entry)) => Err(match inner.only_copy_damaged(&members, id) {
+                    Some(place) => ReadError::Damaged(entry, place),
+                    None => ReadError::Unavailable(entry),
+                }),
+                other => other,
+            }
+        }
+        .boxed()
     }
 
     fn may_lack(&self, view: &LedgerView) -> bool {

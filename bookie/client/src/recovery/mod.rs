@@ -76,8 +76,14 @@ pub(crate) async fn recover(inner: Arc<Inner>, id: LedgerId) -> Result<Recovered
         let term = record.term.next();
         let ours = LedgerRecord { state: LedgerState::Recovering, term, op_id: inner.op_id(), ..record };
         let Some(revision) = settle(&inner, &ours, revision).await? else { continue };
+        let members = bookies_of(&ours.fragments);
         match attempt(&inner, ours).await {
-            Attempt::Stop(Verdict::Undecided) => return Err(RecoverError::Undecided(id)),
+            Attempt::Stop(Verdict::Undecided) => {
+                let damaged = inner.only_copy_damaged(&members, id);
+                return Err(
+                    damaged.map_or(RecoverError::Undecided(id), |place| RecoverError::Damaged(id, place))
+                );
+            }
             Attempt::Stop(Verdict::Superseded) => {}
             Attempt::Close(record, state, bookies) => {
                 let closed = LedgerRecord { op_id: inner.op_id(), ..*record };

@@ -93,6 +93,11 @@ impl Store {
             let segment = segments.iter().find(|s| s.row.id == block.segment);
             segment.map(|segment| segment.mark_bad(block.offset));
         }
+        for block in &content.let_go {
+            if let Some(segment) = segments.iter().find(|s| s.row.id == block.segment) {
+                segment.let_go(block.offset);
+            }
+        }
         let now = self.clock.mono();
         let mut shard = self.shard.lock();
         shard.segments = Arc::new(SegmentSet { all: segments });

@@ -45,8 +45,9 @@ pub(crate) enum Purpose {
     Serve,
     /// To see what is left of it: nothing is written, nothing can be.
     View,
-    /// To accept its loss: that it lost something is durable in every shard before anything else is changed.
-    Accept,
+    /// To accept its loss: that it lost something is durable in every shard before anything else is changed. `damaged`: something of it does
+    /// not check, so that there is a loss even if nothing is missing.
+    Accept { damaged: bool },
 }
 
 /// Opens all shards of a store, formatting a blank one. If one has lost something, none proves absence or takes anything.
@@ -114,8 +115,8 @@ fn try_open(
     }
     match purpose {
         Purpose::Serve => opening.refuse(std::mem::take(&mut lost))?,
-        Purpose::View | Purpose::Accept if lost.is_empty() => return Err(OpenError::NotLost),
-        Purpose::View | Purpose::Accept => {
+        Purpose::Accept { damaged: false } if lost.is_empty() => return Err(OpenError::NotLost),
+        Purpose::View | Purpose::Accept { .. } => {
             identities.iter_mut().for_each(|identity| identity.data_loss = true);
         }
     }
