@@ -146,7 +146,6 @@ impl LedgerClient {
     }
 }
 
-/// Every bookie of these fragments, once.
 impl Inner {
     /// Where the only copy of a ledger is damaged.
     pub(crate) fn only_copy_damaged(&self, members: &BTreeSet<BookieRef>, id: LedgerId) -> Option<String> {
@@ -154,6 +153,7 @@ impl Inner {
     }
 }
 
+/// Every bookie of these fragments, once.
 pub(crate) fn bookies_of(fragments: &[Fragment]) -> BTreeSet<BookieRef> {
     fragments.iter().flat_map(|f| f.ensemble.iter().flatten()).cloned().collect()
 }
