@@ -293,6 +293,16 @@ def _(context):
         return status, (body.get("ledgerId"), body.get("entryId")) == ident
 
 
+@probe("rest/terminate-again")
+def _(context):
+    topic = context.topic()
+    with context.raw() as raw:
+        raw.producer(topic)
+        raw.publish()
+        answers = [context.rest("POST", context.path(topic) + "/terminate") for _ in range(2)]
+        return [status for status, _ in answers], answers[0] == answers[1]
+
+
 @probe("rest/terminate-partitioned")
 def _(context):
     path = context.path(context.topic())
@@ -303,6 +313,16 @@ def _(context):
 @probe("rest/unload-missing")
 def _(context):
     return context.status("PUT", context.path(context.topic()) + "/unload")
+
+
+@probe("rest/schema/bytes-are-none")
+def _(context):
+    topic = context.topic()
+    path = "/admin/v2/schemas/" + topic.split("://")[1] + "/schema"
+    context.rest("PUT", context.path(topic))
+    body = {"type": "BYTES", "schema": "", "properties": {}}
+    status, posted = context.rest("POST", path, body)
+    return status, posted, context.rest("GET", path)[1].get("type")
 
 
 @probe("rest/schema/life")
