@@ -11,8 +11,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `mi_option_purge_delay` of mimalloc 3; a test holds it against the value that is documented.
 const PURGE_DELAY: c_int = 15;
-/// Freed memory goes back to the kernel after so long without use, in ms: longer than a busy server takes from one flush to the next.
-const KEPT_MS: c_long = 10_000;
+/// Freed memory goes back to the kernel after so long without use, in ms: longer than a busy server takes from one flush to the next, and
+/// not so long that what one kind of load has freed is there still under the next.
+const KEPT_MS: c_long = 2_500;
 
 /// Sets the allocator up. The first thing a process does; again changes nothing.
 pub fn set_up() {
