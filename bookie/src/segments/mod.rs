@@ -235,8 +235,8 @@ impl Segment {
         let met: Vec<u64> =
             [&self.bad, &self.suspects].iter().flat_map(|known| known.lock().clone()).collect();
         let block = (0..footer.blocks.len()).find(|at| {
-            let here = expected(footer, *at);
-            met.contains(&footer.blocks[*at].offset) && here.iter().any(|(owner, _)| *owner == ledger)
+            met.contains(&footer.blocks[*at].offset)
+                && expected(footer, *at).iter().any(|(owner, _)| *owner == ledger)
         })?;
         let ids = expected(footer, block).into_iter().find(|(owner, _)| *owner == ledger)?.1;
         let (first, last, offset) = (ids.first, ids.last, footer.blocks[block].offset);

@@ -12,8 +12,9 @@ pub struct Config {
     /// The object store: `s3://bucket/prefix` or `file:///directory`. Default empty: nothing is offloaded. All brokers of a cluster
     /// must name the same store; another one than the one in use is refused at the start (`GM-6010`, `GM-6011`), by what lies in it
     /// and not by its name. Taken away while topics have offloaded ledgers it costs what bookies do not have. Credentials of S3 come
-    /// from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), else the profile `AWS_PROFILE` or
-    /// `default` of the files that AWS's tools share, a web identity, or the role of the container or machine; a URL that holds credentials or a query is refused.
+    /// from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; or a web identity, or a container's
+    /// role), else from the profile `AWS_PROFILE` or `default` of the files that AWS's tools share, else from the machine's role; a
+    /// URL that holds credentials or a query is refused.
     pub url: String,
     /// Where S3 is, for other servers than Amazon's: `http://host:port` or `https://…`. Default empty: Amazon's for the region.
     /// With `http://` data and signatures travel unencrypted.

@@ -114,8 +114,8 @@ impl Namespaces {
     /// Creates a partitioned topic.
     ///
     /// # Errors
-    /// When the namespace is missing or has no room for its partitions, the name is taken (as a plain topic too) or is a partition's, or the count is out of
-    /// bounds; metadata errors.
+    /// When the namespace is missing or has no room for its partitions, the name is taken (as a plain topic too) or is a partition's, or
+    /// the count is out of bounds; metadata errors.
     pub async fn create_partitioned(
         &self,
         topic: &TopicName,

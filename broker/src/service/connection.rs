@@ -216,11 +216,11 @@ impl Connection {
                 // Anything else may depend on the sends before it (closing, say): keep the order.
                 self.hand_on().await;
                 self.frame(frame)?;
-                let closer = self.peer.closer();
-                tokio::select! {
-                    biased;
-                    () = self.peer.room_to_ask() => {}
-                    () = closer.cancelled() => return Err(End::ClosedByBroker),
+                if self.peer.asks_too_much() {
+                    tokio::select! {
+                        () = self.peer.room_to_ask() => {}
+                        () = self.peer.closer().cancelled() => return Err(End::ClosedByBroker),
+                    }
                 }
             }
         }

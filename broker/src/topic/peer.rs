@@ -142,11 +142,13 @@ impl Peer {
         Asking(self.clone())
     }
 
-    /// With [`REQUESTS_MAX`] or more under way: waits until fewer than half as many are.
+    /// Whether [`REQUESTS_MAX`] requests are under way.
+    pub(crate) fn asks_too_much(&self) -> bool {
+        self.asking.load(Ordering::Acquire) >= REQUESTS_MAX
+    }
+
+    /// Waits until fewer than half as many requests are under way as may be.
     pub(crate) async fn room_to_ask(&self) {
-        if self.asking.load(Ordering::Acquire) < REQUESTS_MAX {
-            return;
-        }
         while self.asking.load(Ordering::Acquire) >= REQUESTS_MAX / 2 {
             self.answered.notified().await;
         }

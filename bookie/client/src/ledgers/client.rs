@@ -228,15 +228,16 @@ impl Ledgers for LedgerClient {
         class: ReadClass,
     ) -> BoxFuture<'static, Result<Vec<Entry>, ReadError>> {
         let plan = read::plan(view, first, last, bytes_max, class);
-        let (inner, id, members) = (self.inner.clone(), view.id, bookies_of(&view.fragments));
+        let (inner, id) = (self.inner.clone(), view.id);
+        let only = plan.as_ref().and_then(read::Plan::only_holder).cloned();
         async move {
-            match read::run(&*inner.rpc, &inner.hedge, plan.ok_or(ReadError::Unavailable(first))?).await {
-                Err(ReadError::Unavailable(entry)) => Err(match inner.only_copy_damaged(&members, id) {
-                    Some(place) => ReadError::Damaged(entry, place),
-                    None => ReadError::Unavailable(entry),
-                }),
+            let read = read::run(&*inner.rpc, &inner.hedge, plan.ok_or(ReadError::Unavailable(first))?).await;
+            read.map_err(|error| match error {
+                ReadError::Unavailable(entry) => only
+                    .and_then(|bookie| inner.rpc.only_copy_damaged(&bookie, id))
+                    .map_or(error, |place| ReadError::Damaged(entry, place)),
                 other => other,
-            }
+            })
         }
         .boxed()
     }

@@ -49,6 +49,11 @@ pub fn plan(
 }
 
 impl Plan {
+    /// Who holds it, if that is one alone.
+    pub(crate) fn only_holder(&self) -> Option<&BookieRef> {
+        self.untried.front().filter(|_| self.untried.len() == 1)
+    }
+
     /// What to ask for.
     #[must_use]
     pub fn request(&self) -> Read {

@@ -101,13 +101,19 @@ pub(super) fn wanting_credentials() -> Option<String> {
 /// # Errors
 /// See [`profile::read`].
 fn from_machine() -> Result<AmazonS3Builder, SetUpError> {
+    with_profile(AmazonS3Builder::from_env(), &|name| std::env::var(name).ok())
+}
+
+fn with_profile(
+    builder: AmazonS3Builder,
+    environment: profile::Environment<'_>,
+) -> Result<AmazonS3Builder, SetUpError> {
     use AmazonS3ConfigKey as Key;
-    let builder = AmazonS3Builder::from_env();
-    let has = |key: Key| builder.get_config_value(&key).is_some();
-    if has(Key::AccessKeyId) || has(Key::SkipSignature) {
+    if without_credentials(&builder).is_none() {
         return Ok(builder);
     }
-    let found = profile::read(&|name| std::env::var(name).ok()).map_err(SetUpError::Profile)?;
+    let has = |key: Key| builder.get_config_value(&key).is_some();
+    let found = profile::read(environment).map_err(SetUpError::Profile)?;
     let Some(profile) = found else { return Ok(builder) };
     let region = profile.region.filter(|_| !has(Key::Region) && !has(Key::DefaultRegion));
     let mut builder = builder.with_access_key_id(profile.key_id).with_secret_access_key(profile.secret);
@@ -372,6 +378,28 @@ mod tests {
     use crate::meters::Meters;
     use geminga_common::clock::SystemClock;
     use geminga_common::lane::Lane;
+
+    #[test]
+    fn a_profile_counts_where_the_environment_has_no_credentials() {
+        use AmazonS3ConfigKey as Key;
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("keys");
+        let text = "[default]\naws_access_key_id=A\naws_secret_access_key=s\nregion=r\n";
+        #[allow(clippy::disallowed_methods)] // a file of a test
+        std::fs::write(&file, text).unwrap();
+        let environment =
+            |name: &str| (name == "AWS_SHARED_CREDENTIALS_FILE").then(|| file.to_str().unwrap().to_owned());
+        let with = |builder| {
+            let builder = with_profile(builder, &environment).unwrap();
+            [Key::AccessKeyId, Key::Region].map(|key| builder.get_config_value(&key))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(with(AmazonS3Builder::new()), [some("A"), some("r")]);
+        assert_eq!(with(AmazonS3Builder::new().with_region("own")), [some("A"), some("own")]);
+        let own = AmazonS3Builder::new().with_access_key_id("own").with_secret_access_key("t");
+        assert_eq!(with(own), [some("own"), None]);
+        assert_eq!(with(AmazonS3Builder::new().with_skip_signature(true)), [None, None]);
+    }
 
     /// What a broker that is paused between signing and sending does. `call` itself looks at the time before it signs, so the
     /// request is held here by hand.
