@@ -58,6 +58,9 @@ pub struct Config {
     pub punch_bytes: u64,
     /// Holes punched a second, at most: each costs the disk some milliseconds.
     pub punch_rate: u32,
+    /// A segment that is out of use becomes shorter by so many bytes a hundred times a second, at least 4096: a file system that gives
+    /// back a gigabyte in one go keeps the journal waiting meanwhile.
+    pub shrink_bytes: u64,
     /// A ledger's run below this many bytes goes to a segment of small runs, which is merged with others later.
     pub small_run: usize,
     /// Segments of small runs of about the same size that are merged into one, at least 2.
@@ -119,6 +122,7 @@ impl Config {
             ballast: 64 << 20,
             punch_bytes: 1 << 20,
             punch_rate: 100,
+            shrink_bytes: 8 << 20,
             small_run: 64 << 10,
             merge_count: 8,
             merge_bytes: 256 << 20,
@@ -170,6 +174,7 @@ impl Config {
                 self.punch_bytes >= 4096 && self.punch_rate >= 1,
                 "punch_bytes must be at least 4096, punch_rate 1",
             ),
+            (self.shrink_bytes >= 4096, "shrink_bytes must be at least 4096"),
             (self.merge_count >= 2, "merge_count must be at least 2"),
             ((1..=64).contains(&self.shards), "shards must be 1 to 64"),
             (

@@ -19,7 +19,9 @@ mod scan;
 pub(crate) use scan::{Scanned, Survey, Surveyed, Unsound, survey};
 
 const PAGE: usize = 4096;
-const PIECE: usize = 1 << 20;
+/// A new file is written in pieces of so many bytes, one at a time and past the page cache: whatever is handed to the device at once, a
+/// batch of another file waits behind.
+const PIECE: usize = 512 << 10;
 
 /// Makes a file ready for batches of `generation`: zero-fills a new one, or takes a recycled one over by its header.
 pub(crate) fn prepare(
@@ -61,12 +63,12 @@ impl From<&JournalFile> for JournalRow {
 fn create(disk: &dyn Disk, dir: &Path, generation: u64, size: u64) -> io::Result<JournalFile> {
     let path = path(dir, generation);
     let fill = || -> io::Result<()> {
-        let file = disk.open(&path, OpenMode::CreateNew)?;
-        let zeros = vec![0; PIECE.min(size as usize)];
+        let file = disk.open(&path, OpenMode::CreateDirect)?;
+        let zeros = AlignedBuf::zeroed(PIECE.min(size as usize));
         let mut at = 0;
         while at < size {
             let len = zeros.len().min((size - at) as usize);
-            file.write_all_at(&zeros[..len], at)?;
+            file.write_all_at(&zeros.as_slice()[..len], at)?;
             at += len as u64;
         }
         file.sync_data()?;

@@ -171,11 +171,16 @@ impl Steps {
         self.collect() && good
     }
 
-    /// Collection, holes, and forgetting what the watermark covers; true unless it failed.
+    /// Collection, holes, files on their way out, and forgetting what the watermark covers; true unless it failed.
     pub fn collect(&mut self) -> bool {
+        self.keep_house(u32::MAX)
+    }
+
+    fn keep_house(&mut self, pieces: u32) -> bool {
         self.keep(|store| {
             store.collect()?;
             store.punch_some(u32::MAX)?;
+            store.shrink_some(pieces)?;
             store.forget_covered()
         })
     }
@@ -284,5 +289,16 @@ impl Steps {
     #[must_use]
     pub fn segments(&self) -> usize {
         self.figures().segments as usize
+    }
+
+    /// As [`Steps::collect`], but no more than so many pieces of files are given back.
+    #[cfg(test)]
+    pub(crate) fn collect_slowly(&mut self, pieces: u32) -> bool {
+        self.keep_house(pieces)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn first(&self) -> &Store {
+        &self.stores[0]
     }
 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 const FULL_RETRY: Duration = Duration::from_secs(5);
 /// Holes are punched this often, a tenth of a second's worth each time.
 const PUNCH_PAUSE: Duration = Duration::from_millis(100);
+/// Files on their way out become shorter this often.
+const SHRINK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What was asked of them.
 #[derive(Default)]
@@ -31,13 +33,14 @@ pub(super) struct Background {
 #[derive(Default)]
 struct Due {
     punch: Option<Mono>,
+    shrink: Option<Mono>,
     scrub: Option<Mono>,
     look: Option<Mono>,
 }
 
 impl Due {
     fn first(&self) -> Option<Mono> {
-        [self.punch, self.scrub, self.look].into_iter().flatten().min()
+        [self.punch, self.shrink, self.scrub, self.look].into_iter().flatten().min()
     }
 }
 
@@ -220,6 +223,7 @@ impl Core {
             }
             self.store.forget_covered()?;
             due.punch.get_or_insert(now);
+            due.shrink.get_or_insert(now);
             if due.scrub.is_none() {
                 due.scrub = self.store.scrub_pause(0).map(|pause| now + pause);
             }
@@ -228,6 +232,9 @@ impl Core {
             && self.store.punch_some(self.store.config.punch_rate.div_ceil(10))?
         {
             due.punch = Some(now + PUNCH_PAUSE);
+        }
+        if take_due(&mut due.shrink, now) && self.store.shrink_some(1)? {
+            due.shrink = Some(now + SHRINK_PAUSE);
         }
         if take_due(&mut due.scrub, now) {
             let (read, _) = self.store.scrub_some(STEP)?;

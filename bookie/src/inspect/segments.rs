@@ -3,7 +3,7 @@
 use super::{Part, Report, gone};
 use crate::gc;
 use crate::manifest::Content;
-use crate::segments::{Segment, SegmentRow, Wanting};
+use crate::segments::{Segment, SegmentRow, Wanting, is_gone};
 use crate::store::Place;
 use std::io;
 
@@ -19,7 +19,8 @@ impl Report<'_> {
         match self.disk.list(&dir) {
             Ok(names) => {
                 for name in names.iter().filter(|name| !known.contains(name)) {
-                    writeln!(self.out, "  segments/{name}: not in the manifest")?;
+                    let what = if is_gone(name) { "on its way out" } else { "not in the manifest" };
+                    writeln!(self.out, "  segments/{name}: {what}")?;
                 }
             }
             Err(error) => self.findings.push(format!("{}: {error}", dir.display())),

@@ -94,6 +94,15 @@ pub(crate) fn path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("{id:016x}.seg"))
 }
 
+/// The name of a segment's file on its way out.
+pub(crate) fn gone(dir: &Path, id: u64) -> PathBuf {
+    dir.join(format!("{id:016x}.gone"))
+}
+
+pub(crate) fn is_gone(name: &str) -> bool {
+    name.ends_with(".gone")
+}
+
 /// The id in the name of a segment's file.
 pub(crate) fn id_of(name: &str) -> Option<u64> {
     name.strip_suffix(".seg").and_then(|id| u64::from_str_radix(id, 16).ok())

@@ -1,7 +1,7 @@
 //! Keeping house: segments in which nothing lives are removed, dead parts of others given back, states that nobody can need
 //! forgotten.
 //!
-//! Order of every removal: the tombstone is in the manifest, the manifest lets go of the segment, the file goes. A file is removed on
+//! Order of every removal: the tombstone is in the manifest, the manifest lets go of the segment, the file loses its name, then its room. A file is removed on
 //! positive evidence only: it is in `forgotten`, or it was never committed. A segment whose footer does not check is left alone.
 
 use super::Store;
@@ -75,7 +75,7 @@ impl Store {
         result
     }
 
-    /// Commits a change of segments, puts the new set in place and removes the files that are out of use.
+    /// Commits a change of segments, puts the new set in place and lets the files leave that are out of use.
     pub(super) fn replace(
         &self,
         before: &SegmentSet,
@@ -100,23 +100,7 @@ impl Store {
             shard.covered_due |= !change.forget.is_empty();
         }
         debug_assert!(change.forget.iter().all(|id| before.all.iter().any(|s| s.row.id == *id)));
-        self.unlink(&change.forget)
-    }
-
-    /// Removes files that the manifest calls forgotten.
-    pub(super) fn unlink(&self, ids: &[u64]) -> io::Result<()> {
-        for id in ids {
-            match self.disk.remove(&self.segment_path(*id)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        if !ids.is_empty() {
-            self.disk.sync_dir(&self.segment_dir)?;
-            self.counts.removed_segments.fetch_add(ids.len() as u64, Ordering::Relaxed);
-            self.unlinked.lock().extend(ids);
-        }
-        Ok(())
+        self.leave(&change.forget, &before.all)
     }
 
     /// Punches up to so many holes; whether more are due.

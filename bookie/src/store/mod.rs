@@ -7,6 +7,7 @@ mod accept;
 mod damage;
 mod files;
 mod keep;
+mod leaving;
 mod loss;
 mod merge;
 mod open;
@@ -41,6 +42,7 @@ use room::Ballast;
 pub(crate) use scrub::STEP;
 use scrub::Scrub;
 use std::any::Any;
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,8 +71,9 @@ pub(crate) struct Store {
     segment_dir: PathBuf,
     ballast: Mutex<Ballast>,
     tidy: Mutex<()>,
-    /// Files removed since the last transaction.
+    /// Segments whose names were taken away since the last transaction, and files that are still there under other names.
     unlinked: Mutex<Vec<u64>>,
+    leaving: Mutex<VecDeque<leaving::Leaving>>,
     scrub: Mutex<Scrub>,
     _locks: Locks,
 }

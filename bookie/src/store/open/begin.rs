@@ -59,6 +59,7 @@ impl Store {
             ballast: Mutex::new(Ballast::default()),
             tidy: Mutex::default(),
             unlinked: Mutex::default(),
+            leaving: Mutex::default(),
             scrub: Mutex::new(Scrub::at(content.scrub)),
             _locks: locks,
             place,
@@ -146,20 +147,26 @@ impl Store {
     }
 
     /// Removes files that are known to be of no use: those that the manifest has let go of, and those of flushes and merges that were
-    /// never committed (their entries are in the journal or in the inputs). Any other file stays, whatever a listing lacks.
+    /// never committed (their entries are in the journal or in the inputs). Any other file stays, whatever a listing lacks. What was never
+    /// committed goes at once: its name is taken again.
     fn remove_orphans(&self, content: &Content) -> io::Result<()> {
         let next = self.next_segment.load(Ordering::Relaxed);
         let listed = |id: u64| content.segments.iter().any(|row| row.id == id);
-        let mut useless = content.forgotten.clone();
+        let mut uncommitted = Vec::new();
         for name in self.disk.list(&self.segment_dir)? {
             match segments::id_of(&name) {
-                Some(id) if listed(id) || useless.contains(&id) => {}
-                Some(id) if id >= next || active(Mutant::UnlistedRemoved) => useless.push(id),
+                Some(id) if listed(id) || content.forgotten.contains(&id) => {}
+                Some(id) if id >= next || active(Mutant::UnlistedRemoved) => uncommitted.push(id),
+                None if segments::is_gone(&name) => self.goes_on_leaving(&name),
                 _ => {
                     tracing::warn!(name, "a file in the segment directory that nothing speaks of stays there")
                 }
             }
         }
-        self.unlink(&useless)
+        self.leave(&content.forgotten, &[])?;
+        for id in &uncommitted {
+            self.disk.remove(&self.segment_path(*id))?;
+        }
+        if uncommitted.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.segment_dir) }
     }
 }
