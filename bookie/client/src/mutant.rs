@@ -36,6 +36,8 @@ pub enum Mutant {
     SlowKeepsAcks,
     /// What a slow bookie lacks when another takes its place is not recorded for repair.
     SlowOwesNothing,
+    /// What a bookie lost that says so while the change by which it leaves is being committed is forgotten.
+    LateLossForgotten,
     /// In a degraded ensemble entries wait for the vacant slot: the window counts from LAFR, which stands still (storage.md 1.6).
     WindowFromLafr,
 }

@@ -16,7 +16,7 @@ enum Back {
 }
 
 /// Number in the reliability brief, what comes back, most seeds it may take, beginnings of what it breaks.
-const MUSEUM: [(&str, Back, u64, &[&str]); 29] = [
+const MUSEUM: [(&str, Back, u64, &[&str]); 30] = [
     ("1", Back::Protocol(Mutant::FenceWithoutTerm), 2000, &["I2", "I5"]),
     ("2", Back::Protocol(Mutant::RecoverFromBelow), 2000, &["I2", "I10", "I20", "S1"]),
     ("3", Back::Protocol(Mutant::TrustAmnesiac), 4000, &["I1", "I2", "I15", "S1"]),
@@ -43,6 +43,7 @@ const MUSEUM: [(&str, Back, u64, &[&str]); 29] = [
     ("own", Back::Protocol(Mutant::ReleaseUnchecked), 8000, &["I15"]),
     ("own", Back::Protocol(Mutant::SlowKeepsAcks), 2000, &["I15", "I1"]),
     ("own", Back::Protocol(Mutant::SlowOwesNothing), 2000, &["I15", "I1"]),
+    ("own", Back::Protocol(Mutant::LateLossForgotten), 20_000, &["I15"]),
     ("own", Back::Store(StoreMutant::IncarnationKept), 2000, &["I7"]),
     ("own", Back::Store(StoreMutant::ListedEarly), 8000, &["I7", "I15"]),
     ("own", Back::Store(StoreMutant::DuplicateAckedEarly), 8000, &["I7", "I1"]),

@@ -73,6 +73,9 @@ impl Shell {
         let vacant = self.state.vacant().len();
         match event {
             Event::Added { slot, generation, ids, result, .. } => {
+                if result == Err(AddError::WrongIncarnation) {
+                    self.told_lost(slot, generation);
+                }
                 self.state.on_added(slot, generation, ids, result, &mut self.effects);
             }
             Event::Changed(_, outcome) => {
@@ -92,6 +95,18 @@ impl Shell {
         self.carry_out();
         if self.state.vacant().len() < vacant {
             self.cx.check(|c| c.seen.readmissions += 1);
+        }
+    }
+
+    /// A bookie says that its store is another one: while it is a member, its writer has to see to what it held.
+    fn told_lost(&self, slot: u32, generation: u32) {
+        let told = self.state.slot(slot);
+        if *self.state.status() != Status::Open || told.generation != generation {
+            return;
+        }
+        let (ledger, amid) = (self.state.ledger(), self.state.changing());
+        if let Some(member) = &told.bookie {
+            self.cx.check(|c| c.told_lost(ledger, member, amid));
         }
     }
 
@@ -182,13 +197,14 @@ impl Shell {
             self.cx.check(|c| c.acked(self.state.record(), id, message, now));
         }
         let s = &self.state;
-        let rules: [(&str, fn(&State) -> bool); 6] = [
+        let rules: [(&str, fn(&State) -> bool); 7] = [
             ("LAFR <= LAC <= last sent", invariants::bounds_are_ordered),
             ("pending is dense", invariants::pending_is_dense),
             ("I1: what is acknowledged has its quorum", invariants::acked_has_its_quorum),
             ("I10: fragments rise", invariants::fragments_rise),
             ("slots match the record", invariants::slots_match_the_record),
             ("a change begins at the LAC", invariants::a_change_begins_at_the_lac),
+            ("I15: what is owed is acknowledged", invariants::what_is_owed_is_acknowledged),
         ];
         let closing = *s.status() == Status::Closing;
         if let Some((rule, _)) = rules.iter().find(|(_, holds)| !closing && !holds(s)) {

@@ -96,6 +96,8 @@ pub(super) struct World {
     acked: Option<EntryId>,
     closed: Option<(Option<EntryId>, u64)>,
     wiped: u32,
+    /// Members of which the writer was told, while they were members, that their stores are lost.
+    told_lost: Vec<BookieRef>,
     broken: Option<String>,
     pub(super) seen: Seen,
 }
@@ -139,6 +141,7 @@ impl World {
             acked: None,
             closed: None,
             wiped: 0,
+            told_lost: Vec::new(),
             broken: None,
             seen: Seen::default(),
         }
@@ -358,6 +361,9 @@ impl World {
             }
             Msg::Added(AddTag { who: Who::Writer, slot, generation, ids, .. }, result) => {
                 let mut out = Vec::new();
+                if result == Err(AddError::WrongIncarnation) && ids.is_some() {
+                    self.tell_loss(slot, generation);
+                }
                 match ids {
                     Some(ids) => self.writer.on_added(slot, generation, ids, result, &mut out),
                     None => {
@@ -414,7 +420,7 @@ impl World {
                     Who::Writer => self.seen.closed_by_writer += 1,
                     Who::Recoverer(_) => self.seen.closed_by_recovery += 1,
                 }
-                self.check_closed();
+                self.check_closed(who);
             }
             writer::ChangeOutcome::Committed(self.revision)
         } else {
@@ -565,7 +571,15 @@ impl World {
         }
     }
 
-    fn check_closed(&mut self) {
+    /// The writer is told that a member's store is lost.
+    fn tell_loss(&mut self, slot: u32, generation: u32) {
+        let told = self.writer.slot(slot);
+        if told.generation == generation && *self.writer.status() == writer::Status::Open {
+            self.told_lost.extend(told.bookie.clone());
+        }
+    }
+
+    fn check_closed(&mut self, by: Who) {
         let Some((last, length)) = self.closed else { return };
         if last < self.acked {
             self.broken = Some(format!("I2: closed at {last:?}, acknowledged {:?}", self.acked));
@@ -578,7 +592,7 @@ impl World {
                 return;
             }
             bytes += copies.first().map_or(0, |entry| entry.size() as u64);
-            if !self.recorded_or_whole(id, copies.len()) {
+            if !self.recorded_or_whole(id, copies.len(), by) {
                 self.broken = Some(format!("I15: {id:?} is below its write quorum and not in repair"));
                 return;
             }
@@ -588,15 +602,17 @@ impl World {
         }
     }
 
-    /// I15: all of the write set hold the entry, or its missing slots are in repair, or their bookies were wiped since.
-    fn recorded_or_whole(&self, id: EntryId, copies: usize) -> bool {
+    /// I15: all of the write set hold the entry, or its missing slots are in repair, or their bookies were wiped since, and whoever
+    /// closes was not told so.
+    fn recorded_or_whole(&self, id: EntryId, copies: usize, by: Who) -> bool {
         let fragments = &self.record.fragments;
         let fragment = fragments.iter().rfind(|f| f.first <= id).expect("the first fragment begins at 0");
         copies as u32 == self.spec.write()
             || self.spec.write_order(id).all(|slot| {
                 let bookie = fragment.ensemble[slot as usize].as_ref();
                 let store = bookie.and_then(|b| self.stores.iter().find(|s| s.me() == b));
-                let gone = bookie.is_some() && store.is_none();
+                let told = by == Who::Writer && bookie.is_some_and(|b| self.told_lost.contains(b));
+                let gone = bookie.is_some() && store.is_none() && !told;
                 let held = store.is_some_and(|s| s.entry(LEDGER, id).is_some());
                 let listed =
                     |r: &RepairRange| r.slot == slot && r.first <= id && r.last.is_none_or(|last| id <= last);

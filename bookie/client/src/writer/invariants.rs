@@ -53,6 +53,13 @@ pub fn a_change_begins_at_the_lac(s: &State) -> bool {
     }
 }
 
+/// I15, the writer's side: what is owed beside the record is acknowledged, and of fragments that have ended.
+#[must_use]
+pub fn what_is_owed_is_acknowledged(s: &State) -> bool {
+    let ended = s.record.last_fragment().first;
+    s.owed.iter().all(|range| range.last.is_some_and(|last| range.first <= last && last < ended))
+}
+
 /// All of them, in debug builds.
 pub(super) fn check(s: &State) {
     debug_assert!(bounds_are_ordered(s), "{s:?}");
@@ -64,4 +71,5 @@ pub(super) fn check(s: &State) {
     debug_assert!(fragments_rise(s), "{s:?}");
     debug_assert!(slots_match_the_record(s), "{s:?}");
     debug_assert!(a_change_begins_at_the_lac(s), "{s:?}");
+    debug_assert!(what_is_owed_is_acknowledged(s), "{s:?}");
 }

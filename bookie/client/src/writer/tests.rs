@@ -1,5 +1,7 @@
 //! The writer machine as stories: events in, effects out.
 
+mod losses;
+
 use super::state::{ChangeOutcome, Effect, Limits, SlotAdd, State, Status};
 use crate::entry::{Header, Kind};
 use crate::ledgers::{AppendError, Copies, NewEntry};

@@ -17,6 +17,14 @@ impl Checker {
         self.lost.insert(me.clone());
     }
 
+    /// An open ledger's writer is told that a member of its ensemble is lost; `amid`: while a change of it is being committed.
+    pub(crate) fn told_lost(&mut self, ledger: LedgerId, member: &BookieRef, amid: bool) {
+        if self.ledgers.entry(ledger).or_default().told_lost.insert(member.clone()) {
+            self.seen.losses_told += 1;
+            self.seen.losses_told_amid_a_change += u64::from(amid);
+        }
+    }
+
     pub(crate) fn damaged(&mut self, me: &BookieRef) {
         self.lost.insert(me.clone());
     }

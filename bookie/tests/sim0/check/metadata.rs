@@ -199,8 +199,13 @@ impl Checker {
         self.honest(&closed);
     }
 
-    /// I15: every id is on all of its write quorum, or said to be due for repair, or its bookie was lost.
+    /// I15: every id is on all of its write quorum, or said to be due for repair, or its bookie was lost. Repair finds by itself who
+    /// is lost; but of what a ledger's own writer was told, its close has to speak.
     fn honest(&mut self, closed: &ClosedLedger) {
+        // A recovery closes at a higher term, and does not know what was told to the writer.
+        let by_writer = closed.term == Term(1);
+        let told = self.ledgers.get(&closed.id).filter(|_| by_writer).map(|l| l.told_lost.clone());
+        let told = told.unwrap_or_default();
         for entry in (0..closed.last.map_or(0, |l| l.0 + 1)).map(EntryId) {
             let Some(fragment) = fragment_of(&closed.fragments, entry) else {
                 return self.broken(format!("I10: no fragment holds {}:{entry}", closed.id));
@@ -210,8 +215,9 @@ impl Checker {
                 let member = fragment.ensemble[slot as usize].as_ref();
                 let held = member.is_some_and(|m| self.holds(m, closed.id, entry));
                 let lost = member.is_some_and(|m| self.lost.contains(m));
+                let excused = (held || lost) && !member.is_some_and(|m| told.contains(m));
                 copies += u32::from(held || lost);
-                if !held && !lost && !covered(&closed.repair, slot, entry) {
+                if !excused && !covered(&closed.repair, slot, entry) {
                     return self.broken(format!(
                         "I15: slot {slot} lacks {}:{entry}, which no repair range covers: {closed:?}",
                         closed.id

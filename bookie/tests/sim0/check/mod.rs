@@ -32,6 +32,8 @@ pub(crate) struct Ledger {
     pub(crate) closed: Option<ClosedLedger>,
     pub(crate) acked: Option<EntryId>,
     contents: BTreeMap<EntryId, Content>,
+    /// Members of which its writer was told, while they were members, that their stores are lost.
+    told_lost: BTreeSet<BookieRef>,
     pub(crate) tombstoned: bool,
 }
 
@@ -79,10 +81,12 @@ pub(crate) struct Seen {
     pub(crate) slow_left_in_flight: u64,
     pub(crate) slow_owed: u64,
     pub(crate) slow_kept: u64,
+    pub(crate) losses_told: u64,
+    pub(crate) losses_told_amid_a_change: u64,
 }
 
 impl Seen {
-    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 26] {
+    pub(crate) fn all(&mut self) -> [(&'static str, &mut u64); 28] {
         [
             ("acked", &mut self.acked),
             ("ledgers", &mut self.ledgers),
@@ -110,6 +114,8 @@ impl Seen {
             ("slow members left with entries in flight", &mut self.slow_left_in_flight),
             ("slow members left owing copies", &mut self.slow_owed),
             ("slow members kept for want of another", &mut self.slow_kept),
+            ("losses of members told to writers", &mut self.losses_told),
+            ("losses of members told amid a change", &mut self.losses_told_amid_a_change),
         ]
     }
 }

@@ -132,6 +132,7 @@ impl State {
             range.last.is_none_or(|last| range.first <= last)
                 && (range.last.is_some() || vacant.contains(range.slot))
         });
+        repair.extend(&self.owed);
         for slot in self.quorum.all().iter() {
             let lagging = |p: &&Pending| {
                 p.entry.id < self.acked_end
@@ -141,7 +142,9 @@ impl State {
             };
             let mut missing = self.pending.iter().filter(lagging).map(|p| p.entry.id);
             if self.lost.contains(slot) {
-                repair.extend(self.lost_range(slot));
+                let unrecorded = |range: &RepairRange| !repair.contains(range);
+                let lost: Vec<RepairRange> = self.lost_ranges(slot).into_iter().filter(unrecorded).collect();
+                repair.extend(lost);
             } else if let Some(first) = missing.next() {
                 repair.push(RepairRange { first, last: Some(missing.last().unwrap_or(first)), slot });
             }
@@ -153,13 +156,32 @@ impl State {
         repair
     }
 
-    /// What a bookie held that lost its store: all acknowledged entries since it came to this slot.
-    fn lost_range(&self, slot: u32) -> Option<RepairRange> {
-        let holder = self.slots[slot as usize].bookie.as_ref()?;
-        let held = |fragment: &&Fragment| fragment.ensemble[slot as usize].as_ref() == Some(holder);
-        let first = self.record.fragments.iter().rev().take_while(held).last()?.first;
-        let last = self.lac()?;
-        (first <= last).then_some(RepairRange { first, last: Some(last), slot })
+    /// What the bookie of this slot held, if it lost its store: all acknowledged entries of every fragment that names it, in whichever
+    /// slot, since one that left and came back has lost its earlier tenure as well.
+    fn lost_ranges(&self, slot: u32) -> Vec<RepairRange> {
+        let Some(holder) = &self.slots[slot as usize].bookie else { return Vec::new() };
+        let fragments = &self.record.fragments;
+        let mut ranges: Vec<RepairRange> = Vec::new();
+        for (at, fragment) in fragments.iter().enumerate() {
+            let end = fragments.get(at + 1).map_or(self.acked_end, |next| next.first);
+            let held = fragment.ensemble.iter().zip(0..).find(|(member, _)| member.as_ref() == Some(holder));
+            let (Some((_, slot)), true) = (held, fragment.first < end) else { continue };
+            match ranges.last_mut() {
+                Some(before) if before.slot == slot && before.last == fragment.first.previous() => {
+                    before.last = end.previous();
+                }
+                _ => ranges.push(RepairRange { first: fragment.first, last: end.previous(), slot }),
+            }
+        }
+        ranges
+    }
+
+    /// What bookies lost that leave by a change which does not record it: they were found out while it was being committed. Neither the
+    /// record nor the LAC has moved since it was planned, so that what it does record reads the same.
+    fn lost_meanwhile(&self, leaving: SlotSet, recorded: &[RepairRange]) -> Vec<RepairRange> {
+        let lost = self.lost.and(leaving);
+        let ranges = lost.iter().flat_map(|slot| self.lost_ranges(slot));
+        ranges.filter(|range| !recorded.contains(range)).collect()
     }
 
     /// Whether a record written by another is still ours to write to: only members of earlier fragments or repair ranges moved.
@@ -180,6 +202,11 @@ impl State {
         revision: Revision,
         out: &mut Vec<Effect>,
     ) {
+        // What was owed so far is in the record now. This comes too late for it, and must not be lost with the bookie's name.
+        self.owed = self.lost_meanwhile(replaced, &repair);
+        if active(Mutant::LateLossForgotten) {
+            self.owed.clear();
+        }
         self.record.fragments = fragments;
         self.record.repair = repair;
         self.revision = revision;

@@ -150,6 +150,9 @@ pub struct State {
     pub(super) failed: SlotSet,
     /// Slots whose bookie has lost what it held of this ledger, until the next change records it.
     pub(super) lost: SlotSet,
+    /// What bookies lost that were leaving when they said so, too late for the change they left by: the next change or the close
+    /// records it. Kept as ranges, because nothing of these bookies is left in the slots.
+    pub(super) owed: Vec<RepairRange>,
     /// Bookies that failed this writer since the last readmission: else two broken ones would replace each other for ever.
     pub(super) shunned: Vec<BookieRef>,
     pub(super) disk_full: bool,
@@ -189,6 +192,7 @@ impl State {
             bytes_lagging: 0,
             failed: SlotSet::EMPTY,
             lost: SlotSet::EMPTY,
+            owed: Vec::new(),
             shunned: Vec::new(),
             disk_full: false,
             change: None,
@@ -284,7 +288,8 @@ impl State {
     /// Whether what is acknowledged has all its copies.
     #[must_use]
     pub fn copies(&self) -> Copies {
-        match (self.vacant().is_empty(), self.record.repair.is_empty()) {
+        let none_due = self.record.repair.is_empty() && self.owed.is_empty();
+        match (self.vacant().is_empty(), none_due) {
             (false, _) => Copies::Vacant,
             (true, false) => Copies::RepairDue,
             (true, true) => Copies::Full,

@@ -14,6 +14,8 @@ impl State {
         }
         next.pending.iter_mut().for_each(|p| p.acked = set(p.acked));
         next.failed = set(self.failed);
+        next.lost = set(self.lost);
+        next.owed.iter_mut().for_each(|range| range.slot = to[range.slot as usize]);
         next.record = self.record.permuted(to);
         next.change = self.change.clone().map(|change| match change {
             Change::Placing(slots) => Change::Placing(set(slots)),
