@@ -47,7 +47,7 @@ pub(crate) fn config() -> Config {
     config.block_cache = 4096;
     config.ballast = 64 << 10;
     config.punch_bytes = 4096;
-    config.shrink_bytes = 4096;
+    config.shrink_bytes = 8192;
     config.small_run = 1500;
     config.merge_count = 2;
     config.merge_bytes = 1 << 20;
