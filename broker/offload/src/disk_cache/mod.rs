@@ -46,6 +46,8 @@ const LOCK: &str = "LOCK";
 const PREFIX: &str = "blocks-";
 /// Files it has at most, about: so much of it goes at a time.
 const FILES: u64 = 16;
+/// Longest that a start waits for what lies in the files.
+const LOOK_MAX: Duration = Duration::from_millis(500);
 /// Reads of files at a time. More would not make a disk faster, and each holds a thread.
 const READS_MAX: usize = 4;
 /// How long it is left alone after an error: a disk that is full or broken is not asked all the time.
@@ -144,8 +146,8 @@ struct Shared {
 pub struct DiskCache(Arc<Shared>);
 
 impl DiskCache {
-    /// Opens the directory, which is made if it is not there. What lies in its files is looked up behind the caller's back: until then
-    /// it counts as missing.
+    /// Opens the directory, which is made if it is not there. What lies in its files is looked up, behind the caller's back where it
+    /// takes longer than [`LOOK_MAX`]: until then it counts as missing.
     ///
     /// # Errors
     /// The directory cannot be made, read or locked.
@@ -160,7 +162,11 @@ impl DiskCache {
         let opened = lane.blocking(move || Self::opened(settings, disk, clock, group, own)).await;
         let (cache, numbers) = opened.map_err(io::Error::other)??;
         let looking = cache.clone();
-        tasks.spawn("disk cache", OnFailure::Log, async move { looking.look_through(numbers).await });
+        let mut looking = Box::pin(async move { looking.look_through(numbers).await });
+        // The first readers are those that come right behind the start.
+        if tokio::time::timeout(LOOK_MAX, &mut looking).await.is_err() {
+            tasks.spawn("disk cache", OnFailure::Log, looking);
+        }
         Ok(cache)
     }
 
