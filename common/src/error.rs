@@ -135,6 +135,7 @@ codes! {
     4026 OBJECT_READS_WAIT: "readers wait because as much as may be was asked of the object store", pulsar 2, http 503, grpc 14, retry true;
     4027 TOO_MANY_CONNECTIONS: "as many clients are connected as the port has places", pulsar 14, http 503, grpc 8, retry true;
     4028 TOO_LARGE_TO_STORE: "what is to be stored is larger than one record may be", pulsar 22, http 413, grpc 3, retry false;
+    4029 DISK_CACHE_FAILED: "the disk cache of the object store is damaged or cannot be used", pulsar 0, http 500, grpc 13, retry true;
     5001 METADATA_UNAVAILABLE: "the metadata store cannot be reached", pulsar 1, http 503, grpc 14, retry true;
     5002 METADATA_UNKNOWN: "whether the metadata change happened is not known", pulsar 1, http 503, grpc 14, retry true;
     5003 SERVICE_NOT_READY: "the service is not ready; try again", pulsar 6, http 503, grpc 14, retry true;

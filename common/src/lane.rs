@@ -103,13 +103,37 @@ impl Lane {
             let _running = running;
             work.await
         });
-        match AbortOnDropHandle::new(work).await {
-            Ok(done) => Ok(done),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Stopped),
-            },
-        }
+        joined(AbortOnDropHandle::new(work).await)
+    }
+
+    /// Runs work that blocks, such as reading a file, on a further thread of this priority, which ends when it was idle for a while;
+    /// it goes on when nobody waits for it any more. A lane without threads runs it here. A panic goes on in the caller.
+    ///
+    /// # Errors
+    /// The lane has ended.
+    #[allow(clippy::disallowed_methods)] // this is the seam
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let Some(own) = &self.0 else { return Ok(work()) };
+        own.running.fetch_add(1, Ordering::Relaxed);
+        let running = Running(own.running.clone());
+        let work = own.threads.spawn_blocking(move || {
+            let _running = running;
+            work()
+        });
+        joined(work.await)
+    }
+}
+
+fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Stopped> {
+    match outcome {
+        Ok(done) => Ok(done),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Stopped),
+        },
     }
 }
 
@@ -180,6 +204,28 @@ mod tests {
             tasks.stop();
             assert_eq!(tasks.join(Duration::from_secs(20)).await, Vec::<String>::new());
         }
+    }
+
+    #[tokio::test]
+    async fn work_that_blocks_has_a_thread_of_its_own_of_the_same_priority() {
+        let (here, nice) = this();
+        let tasks = TaskGroup::new();
+        let lane = Lane::new(&tasks, "lane", 1).unwrap();
+        let (go, gone) = std::sync::mpsc::sync_channel(1);
+        let (blocking, free) = (lane.clone(), lane.clone());
+        let both = async move {
+            // The lane's one thread serves others meanwhile: one of them ends the wait.
+            let waits = blocking.blocking(move || gone.recv().map(|()| this()));
+            tokio::join!(waits, free.run(async move { go.send(()).unwrap() }))
+        };
+        let (seen, _) = lane.run(both).await.unwrap();
+        let (thread, niceness) = seen.unwrap().unwrap();
+        assert_ne!(thread, here);
+        assert_eq!(niceness, (nice + NICER).min(NICEST));
+        assert_eq!(Lane::here().blocking(this).await, Ok((here, nice)));
+        tasks.stop();
+        assert_eq!(tasks.join(Duration::from_secs(20)).await, Vec::<String>::new());
+        assert_eq!(lane.blocking(this).await, Err(Stopped));
     }
 
     #[tokio::test]

@@ -1,8 +1,10 @@
 //! Settings of offloading. Pure data: the doc comments are the manual, [`Config::validate`] says what breaks.
 
+use crate::disk_cache::Settings;
 use crate::format::block::Compression;
 use geminga_common::config::ByteSize;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::time::Duration;
 
 /// Where closed ledgers go and how. Off unless `url` is set.
@@ -37,6 +39,18 @@ pub struct Config {
     /// Bytes of blocks kept for readers of offloaded ledgers. Default 128 MiB, at least 16 MiB. Readers of different topics share it;
     /// half of it may be on its way before they ask, and with less than 128 MiB a single reader gets less than it could.
     pub cache: ByteSize,
+    /// Directory of a cache on disk, behind the one in memory: what was fetched for readers once is read there the next time, also by the
+    /// next process. Default empty: none, and nothing is written. The directory is the cache's alone, and one process's: where
+    /// it cannot be used, the broker says so (`GM-4029`) and does without. Messages lie there as they were sent, those of topics that were
+    /// deleted as well until their place is needed. Needs `url` and `disk_cache_size`.
+    pub disk_cache_dir: String,
+    /// Bytes that the files of that cache may take. Default 0, with a directory 512 MiB to 1 PiB. Memory goes with it: some
+    /// 150 bytes for each block that it keeps, 30 MiB for 100 GiB in blocks of 512 KiB, and up to 32 MiB of what is to be written. Less
+    /// than what readers of the past go through in turn saves few requests. Needs `disk_cache_dir`.
+    pub disk_cache_size: ByteSize,
+    /// Percent of its file system that the cache leaves free; when others fill it, the cache gives up its oldest files. Default 25, 1 to
+    /// 99. With 15 or less bookies on the same file system may make no new ledgers because of a cache.
+    pub disk_cache_free_percent: u64,
     /// Bytes that all readers of offloaded ledgers together may have asked the store for at once. Default 64 MiB, 16 MiB to 1 TiB.
     /// It is memory beside the cache, so much at most. With less, many readers at a time, or a store that is far away, read slower
     /// (`offloadWaitReason` says `GM-4026`); with more, a broker with many readers needs more memory and connections.
@@ -89,6 +103,9 @@ impl Default for Config {
             compression: Compression::None,
             hide_names: false,
             cache: ByteSize(128 << 20),
+            disk_cache_dir: String::new(),
+            disk_cache_size: ByteSize(0),
+            disk_cache_free_percent: 25,
             read_in_flight_max: ByteSize(64 << 20),
             threads: 0,
             compound_below: ByteSize(0),
@@ -104,6 +121,8 @@ impl Default for Config {
     }
 }
 
+/// Longest that a reader waits for the disk cache: a disk that hangs costs as much, and a request, once a minute.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 /// Most ledgers of one object: so many are changed by one transaction, and looked at one by one before their bookie copies go.
 pub const TOGETHER_MAX: usize = 1000;
 
@@ -120,11 +139,25 @@ pub struct Together {
 
 /// A setting that cannot be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("offload.{key} is {value}, it must lie in {range}")]
-pub struct OutOfRange {
-    key: &'static str,
-    value: String,
-    range: &'static str,
+pub enum Invalid {
+    /// It is too small or too large.
+    #[error("offload.{key} is {value}, it must lie in {range}")]
+    OutOfRange {
+        /// The setting.
+        key: &'static str,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// One of two that need each other.
+    #[error("offload.{0} is set and offload.{1} is not: {2}")]
+    Alone(&'static str, &'static str, &'static str),
+    /// The cache of the store's objects is to lie among them.
+    #[error(
+        "offload.disk_cache_dir {0} and the directory of offload.url lie in each other; the cache needs one of its own"
+    )]
+    Among(String),
 }
 
 /// A URL without what may be secret in it: who asks, and queries. Names of keys end with a slash or not, which is the same store.
@@ -155,13 +188,16 @@ impl Config {
     /// Checks every range.
     ///
     /// # Errors
-    /// The first setting outside of its range.
-    pub fn validate(&self) -> Result<(), OutOfRange> {
+    /// The first setting outside of its range, or at odds with another.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.disk_cache_is_whole()?;
         let year = 365 * 24 * 3600;
         let rows = [
             ("block_size", self.block_size.0, 4 << 10, 16 << 20, "4KiB to 16MiB"),
             ("part_size", self.part_size.0, 5 << 20, 512 << 20, "5MiB to 512MiB"),
             ("cache", self.cache.0, 16 << 20, u64::MAX, "16MiB and above"),
+            ("disk_cache_size", self.disk_cache_size.0, self.disk_cache_min(), 1 << 50, "512MiB to 1PiB"),
+            ("disk_cache_free_percent", self.disk_cache_free_percent, 1, 99, "1 to 99"),
             ("read_in_flight_max", self.read_in_flight_max.0, 16 << 20, 1 << 40, "16MiB to 1TiB"),
             ("threads", self.threads as u64, 0, 64, "0 to 64"),
             ("compound_below", self.compound_below.0, 0, 64 << 20, "0B to 64MiB"),
@@ -178,10 +214,50 @@ impl Config {
             Some((key, value, _, _, range)) => {
                 let is_size = range.contains("iB");
                 let value = if is_size { ByteSize(value).to_string() } else { value.to_string() };
-                Err(OutOfRange { key, value, range })
+                Err(Invalid::OutOfRange { key, value, range })
             }
             None => Ok(()),
         }
+    }
+
+    fn disk_cache_min(&self) -> u64 {
+        if self.disk_cache_dir.is_empty() { 0 } else { 512 << 20 }
+    }
+
+    /// Whether what the disk cache needs is there, and apart.
+    fn disk_cache_is_whole(&self) -> Result<(), Invalid> {
+        let (dir, size) = (&self.disk_cache_dir, self.disk_cache_size.0);
+        match (dir.is_empty(), size) {
+            (true, 0) => return Ok(()),
+            (true, _) => {
+                return Err(Invalid::Alone("disk_cache_size", "disk_cache_dir", "there is no disk cache"));
+            }
+            (false, 0) => {
+                return Err(Invalid::Alone("disk_cache_dir", "disk_cache_size", "say how large it may be"));
+            }
+            (false, _) if !self.enabled() => {
+                return Err(Invalid::Alone("disk_cache_dir", "url", "there is nothing to keep"));
+            }
+            (false, _) => {}
+        }
+        let (cache, store) = (Path::new(dir), self.url.strip_prefix("file://").map(Path::new));
+        match store.filter(|store| store.starts_with(cache) || cache.starts_with(store)) {
+            Some(_) => Err(Invalid::Among(dir.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The cache on disk; `None` where there is none.
+    #[must_use]
+    pub fn disk_cache(&self) -> Option<Settings> {
+        let (dir, bytes) = (&self.disk_cache_dir, self.disk_cache_size.0);
+        let settings = || Settings {
+            dir: dir.into(),
+            bytes,
+            free_percent: self.disk_cache_free_percent,
+            patience: DISK_PATIENCE,
+        };
+        (!dir.is_empty()).then(settings)
     }
 
     /// Which ledgers go together.
@@ -226,6 +302,40 @@ mod tests {
             "offload.deletion_lag_s is 18446744073709551615, it must lie in 0 to 31536000"
         );
         assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_disk_cache_is_whole_apart_and_of_some_size_or_there_is_none() {
+        let told = |dir: &str, size: &str, url: &str| {
+            let (disk_cache_dir, disk_cache_size, url) = (dir.into(), size.parse().unwrap(), url.into());
+            let config = Config { disk_cache_dir, disk_cache_size, url, ..Config::default() };
+            config.validate().map(|()| config.disk_cache().is_some()).map_err(|error| error.to_string())
+        };
+        let alone =
+            |what, lacks, why| Err(format!("offload.{what} is set and offload.{lacks} is not: {why}"));
+        assert_eq!(told("", "0", ""), Ok(false));
+        assert_eq!(told("", "0", "s3://b/p"), Ok(false));
+        assert_eq!(told("/c", "1 GiB", "s3://b/p"), Ok(true));
+        assert_eq!(told("/c", "1 GiB", "file:///cc"), Ok(true));
+        assert_eq!(
+            told("", "1 GiB", "s3://b/p"),
+            alone("disk_cache_size", "disk_cache_dir", "there is no disk cache")
+        );
+        assert_eq!(
+            told("/c", "0", "s3://b/p"),
+            alone("disk_cache_dir", "disk_cache_size", "say how large it may be")
+        );
+        assert_eq!(told("/c", "1 GiB", ""), alone("disk_cache_dir", "url", "there is nothing to keep"));
+        let small = "offload.disk_cache_size is 100MiB, it must lie in 512MiB to 1PiB";
+        assert_eq!(told("/c", "100 MiB", "s3://b/p"), Err(small.to_owned()));
+        for (dir, url) in [("/c", "file:///c"), ("/c/d", "file:///c/"), ("/c", "file:///c/d")] {
+            assert!(told(dir, "1 GiB", url).unwrap_err().contains("lie in each other"), "{dir} {url}");
+        }
+        let share = Config { disk_cache_free_percent: 0, ..Config::default() };
+        assert_eq!(
+            share.validate().unwrap_err().to_string(),
+            "offload.disk_cache_free_percent is 0, it must lie in 1 to 99"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | [`identity`] | whose store it is, and that no other is used |
 //! | [`blob`] | the seam for stores: real and simulated |
 //! | [`offloader`] | the way of a ledger, or of several together: prepare, upload, verify, commit |
+//! | [`disk_cache`] | blocks on a disk of the broker's own |
 //! | [`reader`] | reading entries back: ranged requests, block cache, read-ahead |
 //! | [`release`] | the last look before bookie copies go |
 //! | [`verify`], `ranges` | reading an object back whole |
@@ -25,6 +26,7 @@
 pub mod blob;
 pub mod config;
 pub mod cost;
+pub mod disk_cache;
 pub mod format;
 mod gathering;
 pub mod identity;

@@ -3,6 +3,7 @@
 use crate::blob::store::{self, SetUpError};
 use crate::blob::{BlobError, Blobs, Throttled};
 use crate::config::Config;
+use crate::disk_cache::{DiskCache, Settings};
 use crate::identity::Refusal;
 use crate::identity::guard::{Guarded, Place};
 use crate::meters::Meters;
@@ -14,6 +15,7 @@ use crate::sweep::{Swept, sweep};
 use crate::verify::ObjectError;
 use geminga_common::clock::Clock;
 use geminga_common::config::ByteSize;
+use geminga_common::disk::RealDisk;
 use geminga_common::error::{Code, Coded};
 use geminga_common::ids::TopicId;
 use geminga_common::lane::Lane;
@@ -72,6 +74,33 @@ pub struct Tier {
     looks: Semaphore,
 }
 
+/// The disk cache of a configuration. One that cannot be opened is told of and done without: it is no reason not to serve.
+async fn disk_cache(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    tasks: &TaskGroup,
+    lane: &Lane,
+) -> Option<DiskCache> {
+    let settings = config.disk_cache()?;
+    let Settings { dir, .. } = settings.clone();
+    let opened =
+        DiskCache::open(settings, RealDisk::shared(), clock.clone(), tasks.clone(), lane.clone()).await;
+    let why = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => "another process uses it".to_owned(),
+        _ => error.to_string(),
+    };
+    opened
+        .map_err(|error| {
+            tracing::warn!(
+                code = %Code::DISK_CACHE_FAILED,
+                dir = %dir.display(),
+                "the disk cache of the object store cannot be opened: {}; this process does without",
+                why(error)
+            );
+        })
+        .ok()
+}
+
 impl Tier {
     /// The tier of a configuration; `None` while it is off. The store is held against the metadata, for [`CHECK_MAX`] at most: one
     /// that does not answer, or refuses its credentials, is looked at again before it is used, and is no reason not to start.
@@ -105,7 +134,8 @@ impl Tier {
                 store::wanting_credentials(config).unwrap_or_default()
             ),
         }
-        let (rng, running) = (Rng::from_system(), (tasks.clone(), lane));
+        let disk = disk_cache(config, &clock, tasks, &lane).await;
+        let (rng, running) = (Rng::from_system(), (tasks.clone(), lane, disk));
         Ok(Some(Self::counted(Arc::new(guarded), config.clone(), cluster, clock, rng, running, meters)))
     }
 
@@ -120,7 +150,7 @@ impl Tier {
         tasks: &TaskGroup,
     ) -> Arc<Self> {
         let meters = Meters::new(clock.clone());
-        Self::counted(blobs, config, cluster, clock, rng, (tasks.clone(), Lane::here()), meters)
+        Self::counted(blobs, config, cluster, clock, rng, (tasks.clone(), Lane::here(), None), meters)
     }
 
     fn counted(
@@ -129,14 +159,14 @@ impl Tier {
         cluster: &str,
         clock: Arc<dyn Clock>,
         rng: Rng,
-        (tasks, lane): (TaskGroup, Lane),
+        (tasks, lane, disk): (TaskGroup, Lane, Option<DiskCache>),
         meters: Meters,
     ) -> Arc<Self> {
         let room =
             Room { cache_bytes: config.cache.0 as usize, in_flight_bytes: config.read_in_flight_max.0 };
         Arc::new(Self {
             offloader: Offloader::new(blobs.clone(), clock.clone(), rng, config.clone(), meters.clone()),
-            reader: Reader::new(blobs.clone(), cluster, room, tasks, lane, meters.clone()),
+            reader: Reader::new(blobs.clone(), cluster, room, tasks, lane, meters.clone(), disk),
             meters,
             config,
             cluster: cluster.to_owned(),

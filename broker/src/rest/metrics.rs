@@ -6,6 +6,7 @@ use super::stats::{SubscriptionStats, TopicStats};
 use geminga_bookie_client::placement::{Degraded, Figures as PlacementFigures};
 use geminga_common::names::TopicName;
 use geminga_offload::cost::{Bill, Kind};
+use geminga_offload::disk_cache::Reason;
 use geminga_offload::meters::Figures;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -109,6 +110,25 @@ fn reads_lines(families: &mut Families, labels: &str, told: &geminga_offload::re
     families.add_as("geminga_offload_reads_waited", "counter", "_total", labels, told.waited as f64);
 }
 
+/// What the disk cache of offloaded ledgers has done; nothing where there is none.
+fn disk_cache_lines(families: &mut Families, labels: &str, told: &geminga_offload::disk_cache::Figures) {
+    let counters = [
+        ("geminga_offload_disk_cache_hits", told.hits),
+        ("geminga_offload_disk_cache_misses", told.misses),
+        ("geminga_offload_disk_cache_read_bytes", told.read_bytes),
+        ("geminga_offload_disk_cache_written_bytes", told.written_bytes),
+        ("geminga_offload_disk_cache_left_out", told.left_out),
+    ];
+    for (name, value) in counters {
+        families.add_as(name, "counter", "_total", labels, value as f64);
+    }
+    families.add("geminga_offload_disk_cache_bytes", "gauge", labels, told.bytes as f64);
+    for (reason, count) in Reason::ALL.into_iter().zip(told.errors) {
+        let labels = format!("{labels},reason=\"{}\"", reason.name());
+        families.add_as("geminga_offload_disk_cache_errors", "counter", "_total", &labels, count as f64);
+    }
+}
+
 /// What the object store was asked for on behalf of a tenant.
 fn bill_lines(families: &mut Families, cluster: &str, tenant: &str, bill: &Bill) {
     let labels = format!("{cluster},tenant=\"{}\"", escape(tenant));
@@ -163,6 +183,9 @@ pub(super) fn render(rest: &Rest, topics: &[(TopicName, TopicStats)]) -> String 
     }
     if let Some(told) = rest.broker.offload_reads() {
         reads_lines(&mut families, &cluster, &told);
+        if let Some(told) = told.disk {
+            disk_cache_lines(&mut families, &cluster, &told);
+        }
     }
     for (tenant, bill) in rest.broker.offload_bills() {
         bill_lines(&mut families, &cluster, &tenant, &bill);

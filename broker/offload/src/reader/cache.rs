@@ -136,6 +136,13 @@ impl Cache {
         }
     }
 
+    /// Drops what is there, as if memory had been needed.
+    #[cfg(test)]
+    pub(super) fn clear(&mut self) {
+        self.slots.retain(|_, slot| matches!(slot, Slot::Coming(..)));
+        (self.bytes, self.order) = (0, VecDeque::new());
+    }
+
     fn put(&mut self, key: BlockKey, block: Block) {
         let bytes = block.iter().map(|entry| entry.payload.len() + ENTRY_BYTES).sum();
         self.bytes += bytes;

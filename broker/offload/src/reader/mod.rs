@@ -6,16 +6,22 @@
 //! has up to [`WINDOW_MAX`] under way before it, also into the ledger behind (`ahead.rs`). All readers together have no more under
 //! way than a bound (`in_flight.rs`). Whatever goes wrong is an error of this read: nothing here says that an entry does not exist.
 //!
+//! What was fetched is also kept on disk, where that is configured (`kept.rs`): a block that is there costs no request.
+//!
 //! Everything but the waiting runs in a [`Lane`]: fetching, checking and copying of what readers of the past want, and all locks
 //! of this room, are never on a thread that serves publishers.
 
 mod ahead;
 mod cache;
+#[cfg(test)]
+mod disk_tests;
 mod in_flight;
+mod kept;
 #[cfg(test)]
 mod tests;
 
 use crate::blob::Blobs;
+use crate::disk_cache::{self, DiskCache};
 use crate::format::HEADER_LEN;
 use crate::format::block::{self, Entry};
 use crate::format::footer::{Footer, Row};
@@ -72,6 +78,8 @@ pub struct Figures {
     pub waiting: u64,
     /// Requests that ever did.
     pub waited: u64,
+    /// The disk cache, if there is one.
+    pub disk: Option<disk_cache::Figures>,
 }
 
 /// Memory that reading back may take.
@@ -96,6 +104,7 @@ struct Shared {
     tasks: TaskGroup,
     lane: Lane,
     meters: Meters,
+    disk: Option<DiskCache>,
     in_flight: InFlight,
     indexes_limit: usize,
     indexes: Mutex<Indexes>,
@@ -115,7 +124,7 @@ struct Shared {
 pub struct Reader(Arc<Shared>);
 
 impl Reader {
-    /// A reader whose requests run in `tasks`, and all of it in `lane`.
+    /// A reader whose requests run in `tasks`, and all of it in `lane`; what it fetches is also kept on `disk`.
     #[must_use]
     pub fn new(
         blobs: Arc<dyn Blobs>,
@@ -124,6 +133,7 @@ impl Reader {
         tasks: TaskGroup,
         lane: Lane,
         meters: Meters,
+        disk: Option<DiskCache>,
     ) -> Self {
         let cache_bytes = room.cache_bytes;
         let shared = Shared {
@@ -132,6 +142,7 @@ impl Reader {
             tasks,
             lane,
             meters,
+            disk,
             in_flight: InFlight::new(room.in_flight_bytes),
             indexes_limit: cache_bytes / FOOTER_SHARE,
             indexes: Mutex::default(),
@@ -160,6 +171,7 @@ impl Reader {
             in_flight_bytes: self.0.in_flight.bytes(),
             waiting,
             waited,
+            disk: self.0.disk.as_ref().map(DiskCache::figures),
         }
     }
 
@@ -265,12 +277,12 @@ impl Reader {
                 None => {
                     let (shared, target) = (self.0.clone(), *target);
                     let load = async move {
-                        if with_head {
-                            shared.load_with_head(target).await
-                        } else {
-                            shared.load_footer(target).await
-                        }
-                        .map(Arc::new)
+                        let footer = match shared.index_on_disk(&target).await {
+                            Some(footer) => Ok(footer),
+                            None if with_head => shared.load_with_head(target).await,
+                            None => shared.load_footer(target).await,
+                        };
+                        footer.map(Arc::new)
                     };
                     let flight: Flight<Arc<Footer>> = load.boxed().shared();
                     let bytes = (target.object.shape.size - target.object.shape.footer_offset) as usize;
@@ -368,17 +380,17 @@ impl Reader {
         blocks: Range<usize>,
         turn: Option<Turn>,
     ) -> Flight<Run> {
-        let (shared, key, topic) = (self.0.clone(), self.key(target), target.topic);
+        let (shared, target) = (self.0.clone(), *target);
         let (first, rows) = (blocks.start, footer.rows[blocks.clone()].to_vec());
-        let (span, base) = (verify::span(&rows), target.object.base());
+        let span = verify::span(&rows);
         let bytes = (span.end - span.start) as usize;
         let load = async move {
             // Kept until its blocks were copied out: so long the answer lies in memory.
             let _turn = match turn {
                 Some(turn) => turn,
-                None => shared.in_flight.turn(topic, span.end - span.start).await,
+                None => shared.in_flight.turn(target.topic, span.end - span.start).await,
             };
-            let blocks = shared.load(topic, &key, base + span.start..base + span.end, &rows).await?;
+            let blocks = shared.load(&target, first, &rows).await?;
             Ok(Arc::new((first, blocks)))
         };
         let flight: Flight<Run> = load.boxed().shared();
@@ -397,13 +409,18 @@ impl Shared {
     async fn load_footer(&self, target: Target) -> Result<Footer, ObjectError> {
         let key = target.object.key(&self.cluster, target.topic, target.ledger);
         let shape = target.object.shape;
-        let _turn = self.in_flight.turn(target.topic, shape.size - shape.footer_offset).await;
+        let (bytes, base) = (shape.size - shape.footer_offset, target.object.base());
+        let _turn = self.in_flight.turn(target.topic, bytes).await;
         let begun = self.meters.now();
-        let read = verify::footer(&*self.blobs, &key, target.ledger, &target.object).await;
-        let bytes = shape.size - shape.footer_offset;
+        let tail = self.blobs.range(&key, base + shape.footer_offset..base + shape.size).await;
+        let read = tail.map_err(ObjectError::from).and_then(|tail| {
+            verify::footer_of(&key, target.ledger, &shape, &tail).map(|footer| (footer, tail))
+        });
         self.count(bytes as usize, read.is_ok());
         self.meters.read_back(target.topic, begun, true, read.is_ok().then_some(bytes));
-        read
+        let (footer, tail) = read?;
+        self.keep_on_disk(target.object.id(), Some(tail), 0, &Bytes::new(), &[]);
+        Ok(footer)
     }
 
     /// The index and, by a request beside it, as many of the first blocks as fit [`FIRST_MAX`]: nobody knows where blocks end before
@@ -425,7 +442,7 @@ impl Shared {
         let rows = footer.rows.iter().take_while(|row| row.range().end <= end).count();
         if let (Ok((head, _turn)), Some(first)) = (head, footer.rows.first()) {
             let blocks = if first.offset == begin { &footer.rows[..rows] } else { &[] };
-            self.keep(target, &key, &head, blocks).await;
+            self.keep(target, &key, &head, blocks, None).await;
         }
         Ok(footer)
     }
@@ -443,27 +460,37 @@ impl Shared {
         self.count(shape.size as usize, footer.is_ok());
         self.meters.read_back(target.topic, begun, true, footer.is_ok().then_some(shape.size));
         let (footer, bytes) = footer?;
-        self.keep(target, key, &bytes.slice(HEADER_LEN..), &footer.rows).await;
+        let tail = bytes.slice(shape.footer_offset as usize..);
+        self.keep(target, key, &bytes.slice(HEADER_LEN..), &footer.rows, Some(tail)).await;
         Ok(footer)
     }
 
     /// Keeps a ledger's first blocks, which came with its index. Damage in them is no damage of the index: who needs them meets it,
     /// and tells it.
-    async fn keep(&self, target: Target, key: &str, bytes: &Bytes, rows: &[Row]) {
-        for (nth, block) in opened(key, bytes, rows).await.unwrap_or_default().into_iter().enumerate() {
+    async fn keep(&self, target: Target, key: &str, bytes: &Bytes, rows: &[Row], index: Option<Bytes>) {
+        let Ok(blocks) = opened(key, bytes, rows).await else { return };
+        self.keep_on_disk(target.object.id(), index, 0, bytes, rows);
+        for (nth, block) in blocks.into_iter().enumerate() {
             self.cache.lock().add((target.object.id(), nth), block);
         }
     }
 
-    async fn load(
-        &self,
-        topic: TopicId,
-        key: &str,
-        span: Range<u64>,
-        rows: &[Row],
-    ) -> Result<Vec<Block>, ObjectError> {
-        let bytes = self.bytes(topic, key, span).await?;
-        opened(key, &bytes, rows).await
+    /// Blocks that follow each other, from the first on: by one request at most, for what is not on disk and all in between.
+    async fn load(&self, target: &Target, first: usize, rows: &[Row]) -> Result<Vec<Block>, ObjectError> {
+        let key = target.object.key(&self.cluster, target.topic, target.ledger);
+        let mut blocks = self.blocks_on_disk(target.object.id(), first, rows).await;
+        let lacking = kept::lacking(&blocks);
+        if !lacking.is_empty() {
+            let rows = &rows[lacking.clone()];
+            let (span, base) = (verify::span(rows), target.object.base());
+            let bytes = self.bytes(target.topic, &key, base + span.start..base + span.end).await?;
+            let fetched = opened(&key, &bytes, rows).await?;
+            self.keep_on_disk(target.object.id(), None, first + lacking.start, &bytes, rows);
+            for (block, fetched) in blocks[lacking].iter_mut().zip(fetched) {
+                *block = Some(fetched);
+            }
+        }
+        Ok(blocks.into_iter().flatten().collect())
     }
 
     async fn bytes(&self, topic: TopicId, key: &str, span: Range<u64>) -> Result<Bytes, ObjectError> {

@@ -9,25 +9,38 @@ use crate::writer::{Closed, ObjectWriter, Sourced};
 use geminga_common::clock::SystemClock;
 use geminga_common::ids::{MessageIndex, OwnerEpoch};
 
-struct Rig {
-    blobs: SimBlobs,
+pub(super) struct Rig {
+    pub(super) blobs: SimBlobs,
     faults: Faults,
     reader: Reader,
-    target: Target,
+    pub(super) target: Target,
 }
 
-fn entry(id: u64, bytes: usize) -> Entry {
+pub(super) fn entry(id: u64, bytes: usize) -> Entry {
     Entry { id: EntryId(id), crc: id as u32, header: [1; 32], payload: vec![id as u8; bytes].into() }
 }
 
 fn reader(blobs: &SimBlobs, room: Room, tasks: &TaskGroup, lane: Lane) -> Reader {
     let meters = Meters::new(SystemClock::shared());
-    Reader::new(Arc::new(blobs.clone()), "c", room, tasks.clone(), lane, meters)
+    Reader::new(Arc::new(blobs.clone()), "c", room, tasks.clone(), lane, meters, None)
 }
 
-async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Rig {
+pub(super) async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Rig {
     let faults = Faults::default();
     let blobs = SimBlobs::new(faults.clone());
+    let target = stored(&blobs, entries, block_bytes, |id| entry(id, bytes)).await;
+    let room = Room { cache_bytes: cache, in_flight_bytes: 64 << 20 };
+    let reader = reader(&blobs, room, &TaskGroup::new(), Lane::here());
+    Rig { blobs, faults, reader, target }
+}
+
+/// An object of these entries.
+pub(super) async fn stored(
+    blobs: &SimBlobs,
+    entries: u64,
+    block_bytes: usize,
+    entry: impl Fn(u64) -> Entry,
+) -> Target {
     let attributes = Attributes {
         cluster: "c".into(),
         topic: None,
@@ -39,22 +52,20 @@ async fn rig(entries: u64, bytes: usize, block_bytes: usize, cache: usize) -> Ri
         attempt: 3,
         record: Bytes::new(),
     };
-    let closed = Closed { entries, length: entries * (bytes as u64 + 32) };
+    let length = (0..entries).map(|id| entry(id).size() as u64).sum();
+    let closed = Closed { entries, length };
     let mut writer = ObjectWriter::new(attributes, closed, block_bytes, Compression::None);
     let mut parts = vec![writer.begin()];
     for id in 0..entries {
-        let sourced = Sourced { entry: entry(id, bytes), publish_ms: id, first_index: MessageIndex(id) };
+        let sourced = Sourced { entry: entry(id), publish_ms: id, first_index: MessageIndex(id) };
         parts.extend(writer.push(&sourced).unwrap());
     }
     let (last, shape) = writer.finish().unwrap();
     parts.push(last);
     let object = ObjectRef { attempt: AttemptId(3), begun_ms: 0, shape, part: None };
     let target = Target { topic: TopicId(1), ledger: LedgerId(2), object };
-    let key = object.key("c", target.topic, target.ledger);
-    blobs.put(&key, parts, u64::MAX).await.unwrap();
-    let room = Room { cache_bytes: cache, in_flight_bytes: 64 << 20 };
-    let reader = reader(&blobs, room, &TaskGroup::new(), Lane::here());
-    Rig { blobs, faults, reader, target }
+    blobs.put(&object.key("c", target.topic, target.ledger), parts, u64::MAX).await.unwrap();
+    target
 }
 
 impl Rig {
