@@ -214,7 +214,12 @@ impl Core {
     fn keep(&self, asked: bool, due: &mut Due) -> io::Result<()> {
         let now = self.store.clock.mono();
         let mut more = false;
+        // First: it needs no room, and gives some to whatever else is to be done.
+        if take_due(&mut due.shrink, now) && self.store.shrink_some(1)? {
+            due.shrink = Some(now + SHRINK_PAUSE);
+        }
         if asked {
+            due.shrink.get_or_insert(now);
             self.store.judge_suspects()?;
             self.store.collect()?;
             more = self.store.merge_once()?;
@@ -223,7 +228,6 @@ impl Core {
             }
             self.store.forget_covered()?;
             due.punch.get_or_insert(now);
-            due.shrink.get_or_insert(now);
             if due.scrub.is_none() {
                 due.scrub = self.store.scrub_pause(0).map(|pause| now + pause);
             }
@@ -232,9 +236,6 @@ impl Core {
             && self.store.punch_some(self.store.config.punch_rate.div_ceil(10))?
         {
             due.punch = Some(now + PUNCH_PAUSE);
-        }
-        if take_due(&mut due.shrink, now) && self.store.shrink_some(1)? {
-            due.shrink = Some(now + SHRINK_PAUSE);
         }
         if take_due(&mut due.scrub, now) {
             let (read, _) = self.store.scrub_some(STEP)?;

@@ -9,6 +9,7 @@
 mod tests;
 
 use super::Store;
+use crate::Room;
 use crate::segments::{self, Segment};
 use crate::shard::Status;
 use geminga_common::disk::OpenMode;
@@ -40,10 +41,16 @@ impl Store {
         self.leaving.lock().push_back(Leaving { path, len: None, read: None });
     }
 
-    /// Takes the names from files that the manifest calls forgotten; `segments` are those among them that may be being read.
+    /// Takes the names from files that the manifest calls forgotten; `segments` are those among them that may be being read. Where room
+    /// is short they go at once.
     pub(super) fn leave(&self, ids: &[u64], segments: &[Arc<Segment>]) -> io::Result<()> {
+        let short = self.is_short();
         for id in ids {
             let (path, gone) = (self.segment_path(*id), segments::gone(&self.segment_dir, *id));
+            if short {
+                self.drop_file(&path)?;
+                continue;
+            }
             match self.disk.rename(&path, &gone) {
                 Ok(()) => {
                     let read = segments.iter().find(|segment| segment.row.id == *id).cloned();
@@ -64,10 +71,7 @@ impl Store {
 
     /// Gives up to so many pieces back; whether more are due.
     pub(crate) fn shrink_some(&self, most: u32) -> io::Result<bool> {
-        let short = {
-            let shard = self.shard.lock();
-            shard.room > crate::Room::Open || shard.status == Status::DiskFull
-        };
+        let short = self.is_short();
         let files = std::mem::take(&mut *self.leaving.lock());
         let (mut left, mut staying) = (most, VecDeque::new());
         for mut file in files {
@@ -86,6 +90,12 @@ impl Store {
         Ok(!leaving.is_empty())
     }
 
+    /// Whether the room of files on their way out is wanted now.
+    fn is_short(&self) -> bool {
+        let shard = self.shard.lock();
+        shard.room > Room::Open || shard.status == Status::DiskFull
+    }
+
     /// Makes a file shorter; whether it is gone.
     fn shrink(&self, file: &mut Leaving, at_once: bool) -> io::Result<bool> {
         let step = self.config.shrink_bytes;
@@ -94,7 +104,6 @@ impl Store {
             return Ok(false);
         }
         self.drop_file(&file.path)?;
-        self.counts.removed_segments.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -108,8 +117,10 @@ impl Store {
 
     fn drop_file(&self, path: &Path) -> io::Result<()> {
         match self.disk.remove(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) => {}
+            Ok(()) => drop(self.counts.removed_segments.fetch_add(1, Ordering::Relaxed)),
         }
+        Ok(())
     }
 }

@@ -123,5 +123,19 @@ fn where_room_is_short_a_segment_goes_at_once() {
     steps.first().look();
     assert!(steps.collect_slowly(0));
     assert!(with(&disk, "gone").is_empty(), "nobody holds it back either");
+    assert_eq!(steps.figures().removed_segments, 1);
     drop(reading);
+}
+
+#[test]
+fn where_room_is_short_already_a_segment_never_takes_another_name() {
+    let disk = SimDisk::new();
+    let mut steps = filled(&disk);
+    disk.capacity(Some(disk.used() + (1 << 20)));
+    steps.first().look();
+    assert!(steps.first().shard.lock().room > crate::Room::Open);
+    delete(&mut steps);
+    assert!(steps.collect_slowly(0));
+    assert_eq!((with(&disk, "seg").len(), with(&disk, "gone").len()), (1, 0));
+    assert!(reads(&steps, 5));
 }
