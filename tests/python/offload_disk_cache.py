@@ -209,6 +209,10 @@ class Drill:
             requests, _ = self.read()
             room = shutil.disk_usage(self.cache)
             check(requests > 0 and room.free >= room.total // 100, f"a disk smaller than the cache is left {room.free} bytes")
+            # Where the cache had files it would give those up first, and need nothing of what others have.
+            self.server.kill()
+            for file in self.cache.glob("blocks-*"):
+                file.unlink()
             with open(self.cache / "others", "wb") as others:
                 try:
                     while True:
