@@ -36,6 +36,8 @@ mod manifest;
 pub mod mutant;
 pub mod node;
 mod query;
+#[cfg(test)]
+mod samples;
 mod segments;
 pub mod service;
 mod shard;

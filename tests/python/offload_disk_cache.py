@@ -19,17 +19,10 @@ import time
 
 from offload import PIECE, SIZE, costs, ledgers, publish, read_all, wait_offloaded
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check, until
+from s3 import KEYS, S3, check, tiering, until
 from server import Server
 
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-settle_s = 2
-sweep_interval_s = 1
 %s
 [standalone.broker]
 ledger_size = "12 MiB"
@@ -66,7 +59,7 @@ class Drill:
         self.server = Server(binary, f"{root}/data", str(self.config))
 
     def configure(self, more):
-        self.config.write_text(CONFIG % (BUCKET, self.s3.port, more))
+        self.config.write_text(tiering(self.s3.port, settle_s=2) + CONFIG % more)
 
     def with_cache(self):
         self.configure(CACHE % self.cache)

@@ -20,18 +20,11 @@ import time
 
 from offload import SIZE, ledgers, publish, read_all
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, Proxy, check, until
+from s3 import KEYS, S3, Proxy, check, tiering, until
 from server import Server
 
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-sweep_interval_s = 1
 attempt_timeout_s = 10
-settle_s = 1
 part_size = "5 MiB"
 
 [standalone.broker]
@@ -59,7 +52,7 @@ class Drill:
         self.servers, self.counts = {}, {"kills": 0, "failures": 0}
         for size in (ONE, PARTS):
             config = self.root / f"server-{size}.toml"
-            config.write_text(CONFIG % (BUCKET, self.proxy.port, size))
+            config.write_text(tiering(self.proxy.port) + CONFIG % size)
             # Two clusters' worth of data in one bucket would share a name; each has a prefix of its own.
             config.write_text(config.read_text().replace("/history", f"/history-{size}"))
             self.servers[size] = Server(binary, f"{root}/data-{size}", str(config))

@@ -24,7 +24,7 @@ import urllib.request
 
 from offload import wait_offloaded
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check, until
+from s3 import KEYS, S3, check, tiering, until
 from server import Server
 
 TOPIC = "persistent://public/default/"
@@ -33,14 +33,6 @@ GETS_MAX = 130
 FAR = {"first_byte_ms": 30, "mb_s": 80}
 MOODY = {**FAR, "share_503": 0.2, "share_slow": 0.1}
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-settle_s = 2
-sweep_interval_s = 1
-
 [standalone.broker]
 ledger_size = "%d MiB"
 cache = "64 MiB"
@@ -109,7 +101,7 @@ class Drill:
         self.s3 = S3(f"{root}/s3").start()
         self.shaper = Shaper(arguments.shaper, self.s3.port)
         config = pathlib.Path(root) / "server.toml"
-        config.write_text(CONFIG % (BUCKET, self.shaper.port, max(16, self.mb // 2)))
+        config.write_text(tiering(self.shaper.port, settle_s=2) + CONFIG % max(16, self.mb // 2))
         self.server = Server(self.binary, f"{root}/data", str(config))
         self.other = Server(self.binary, f"{root}/other", str(config))
 

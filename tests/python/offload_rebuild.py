@@ -22,18 +22,11 @@ import pulsar
 
 from offload import ledgers, payload, publish, read_all
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check, until
+from s3 import BUCKET, KEYS, S3, check, tiering, until
 from server import Server, free_port
 
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-settle_s = 1
 attempt_timeout_s = 10
-sweep_interval_s = 1
 
 [standalone.broker]
 ledger_size = "2 MiB"
@@ -55,7 +48,7 @@ class Drill:
         self.binary, self.root = binary, pathlib.Path(root)
         self.s3 = S3(f"{root}/s3").start()
         self.config = self.root / "server.toml"
-        self.config.write_text(CONFIG % (BUCKET, self.s3.port))
+        self.config.write_text(tiering(self.s3.port) + CONFIG)
         self.starts, self.last = 0, None
 
     def server(self):

@@ -20,18 +20,11 @@ import pulsar
 from offload import costs, ledgers
 from offload_together import NAMESPACE, Topic
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, check, until
+from s3 import KEYS, S3, check, tiering, until
 from server import Server
 
 ENTRIES = 10
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-settle_s = 1
-sweep_interval_s = 1
 compound_below = "%d KiB"
 compound_age_s = 0
 
@@ -88,7 +81,7 @@ def run(binary, root, arguments, below_kib):
     name = f"ledgers below {below_kib} KiB together" if below_kib else "each by itself"
     s3 = S3(f"{root}/s3").start()
     config = pathlib.Path(root) / "server.toml"
-    config.write_text(CONFIG % (BUCKET, s3.port, below_kib, ENTRIES))
+    config.write_text(tiering(s3.port) + CONFIG % (below_kib, ENTRIES))
     server = Server(binary, f"{root}/data", str(config)).start()
     size = arguments.kib * 1024 // ENTRIES - 100
     topics = [Topic(f"small-{n}", 0, size, size) for n in range(arguments.topics)]

@@ -25,18 +25,11 @@ import pulsar
 
 from offload import costs, ledgers
 from probe_context import Context
-from s3 import BUCKET, KEYS, S3, Proxy, check, until
+from s3 import KEYS, S3, Proxy, check, tiering, until
 from server import Server
 
 CONFIG = """
-[standalone.offload]
-url = "s3://%s/history"
-endpoint = "http://127.0.0.1:%d"
-deletion_lag_s = 0
-removal_grace_s = 0
-settle_s = 1
 attempt_timeout_s = 10
-sweep_interval_s = 1
 block_size = "16 KiB"
 part_size = "5 MiB"
 compound_below = "%d KiB"
@@ -105,7 +98,7 @@ class Drill:
         self.s3 = S3(f"{root}/s3").start()
         self.proxy = Proxy(self.s3.port)
         self.config = self.root / "server.toml"
-        self.config.write_text(CONFIG % (BUCKET, self.proxy.port, SMALL_KIB, ENTRIES))
+        self.config.write_text(tiering(self.proxy.port) + CONFIG % (SMALL_KIB, ENTRIES))
         self.server = Server(binary, f"{root}/data", str(self.config))
         self.topics, self.kills = topics(), collections.Counter()
 

@@ -38,6 +38,20 @@ def until(what, look, seconds=60):
     sys.exit(f"FAILED: {what} within {seconds} s; last seen {look()!r}")
 
 
+def tiering(port, settle_s=1):
+    """The begin of a configuration: a standalone that offloads to the server on this port and waits for nothing. More settings of
+    offloading may follow."""
+    return f"""
+[standalone.offload]
+url = "s3://{BUCKET}/history"
+endpoint = "http://127.0.0.1:{port}"
+deletion_lag_s = 0
+removal_grace_s = 0
+sweep_interval_s = 1
+settle_s = {settle_s}
+"""
+
+
 class S3:
     """The S3 server; its objects are files, so that the bucket can be looked at without it. Those of MinIO are not: it is asked."""
 

@@ -1,13 +1,10 @@
 //! A store in memory, looked into: whole, damaged, and left as it was.
 
 use super::*;
+use crate::samples;
 use crate::steps::Steps;
-use bytes::Bytes;
-use geminga_bookie_client::entry::{Entry, Header, Kind};
-use geminga_bookie_client::rpc::Add;
 use geminga_common::clock::ManualClock;
 use geminga_common::disk::sim::{Crash, SimDisk};
-use geminga_common::ids::{EntryId, MessageIndex, Term};
 use std::sync::Arc;
 
 fn store(shards: u16) -> SimDisk {
@@ -19,20 +16,8 @@ fn store(shards: u16) -> SimDisk {
     let mut steps = Steps::open(config, Arc::new(disk.clone()), clock).unwrap();
     for id in 0..10 {
         for ledger in [4, 5] {
-            let header = Header {
-                kind: Kind::Messages,
-                messages: 1,
-                first_index: MessageIndex(id),
-                timestamp_ms: 0,
-                bytes_before: 0,
-            };
-            let entries =
-                vec![Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from_static(b"payload"))];
-            let (ledger, term) = (LedgerId(ledger), Term(1));
-            let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries };
-            assert!(steps.add(add, Box::new(|result| result.unwrap())));
+            samples::add(&mut steps, ledger, vec![samples::entry(ledger, id, "payload")]);
         }
-        steps.write_all();
         if id == 6 {
             assert!(steps.flush());
         }

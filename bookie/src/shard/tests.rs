@@ -1,8 +1,6 @@
 //! Stories of the machine: operations in, batches and answers out.
 
 use super::*;
-use bytes::Bytes;
-use geminga_bookie_client::entry::{Header, Kind};
 use geminga_common::disk::sim::SimDisk;
 use geminga_common::disk::{Disk, OpenMode};
 use geminga_common::ids::{BookieId, MessageIndex};
@@ -23,14 +21,7 @@ fn file(name: &str) -> JournalFile {
 }
 
 fn entry(id: u64, text: &'static [u8]) -> Entry {
-    let header = Header {
-        kind: Kind::Messages,
-        messages: 1,
-        first_index: MessageIndex(id),
-        timestamp_ms: 0,
-        bytes_before: 0,
-    };
-    Entry::new(LedgerId(1), EntryId(id), header, Bytes::from_static(text))
+    crate::samples::entry(1, id, text)
 }
 
 impl Story {

@@ -1,8 +1,9 @@
 //! Keeping house: segments in which nothing lives are removed, dead parts of others given back, states that nobody can need
 //! forgotten.
 //!
-//! Order of every removal: the tombstone is in the manifest, the manifest lets go of the segment, the file loses its name, then its room. A file is removed on
-//! positive evidence only: it is in `forgotten`, or it was never committed. A segment whose footer does not check is left alone.
+//! Order of every removal: the tombstone is in the manifest, the manifest lets go of the segment, the file loses its name, then its
+//! room. A file is removed on positive evidence only: it is in `forgotten`, or it was never committed. A segment whose footer does not
+//! check is left alone.
 
 use super::Store;
 use crate::gc;

@@ -72,22 +72,27 @@ impl Store {
     /// Gives up to so many pieces back; whether more are due.
     pub(crate) fn shrink_some(&self, most: u32) -> io::Result<bool> {
         let short = self.is_short();
-        let files = std::mem::take(&mut *self.leaving.lock());
-        let (mut left, mut staying) = (most, VecDeque::new());
-        for mut file in files {
-            let held = !short && file.is_read();
-            let mut gone = false;
-            while !held && !gone && (left > 0 || short) {
-                gone = self.shrink(&mut file, short)?;
-                left = left.saturating_sub(1);
+        let mut files = std::mem::take(&mut *self.leaving.lock());
+        let result = self.shrink_each(&mut files, most, short);
+        // Those that are left stay, whatever came of it.
+        let mut leaving = self.leaving.lock();
+        leaving.extend(files);
+        result.map(|()| !leaving.is_empty())
+    }
+
+    fn shrink_each(&self, files: &mut VecDeque<Leaving>, most: u32, short: bool) -> io::Result<()> {
+        let (mut left, mut at) = (most, 0);
+        while let Some(file) = files.get_mut(at) {
+            if !short && (left == 0 || file.is_read()) {
+                at += 1;
+                continue;
             }
-            if !gone {
-                staying.push_back(file);
+            left = left.saturating_sub(1);
+            if self.shrink(file, short)? {
+                files.remove(at);
             }
         }
-        let mut leaving = self.leaving.lock();
-        leaving.extend(staying);
-        Ok(!leaving.is_empty())
+        Ok(())
     }
 
     /// Whether the room of files on their way out is wanted now.
@@ -115,7 +120,8 @@ impl Store {
         open.set_len(rest).ok().map(|()| rest)
     }
 
-    fn drop_file(&self, path: &Path) -> io::Result<()> {
+    /// Removes a file, if it is there.
+    pub(super) fn drop_file(&self, path: &Path) -> io::Result<()> {
         match self.disk.remove(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Err(_) => {}

@@ -1,12 +1,11 @@
 //! A segment that is out of use, on a simulated disk.
 
+use crate::samples;
 use crate::steps::Steps;
-use bytes::Bytes;
-use geminga_bookie_client::entry::{Entry, Header, Kind};
-use geminga_bookie_client::rpc::{Add, Read, ReadAnswer, ReadClass};
+use geminga_bookie_client::rpc::{Read, ReadAnswer, ReadClass};
 use geminga_common::clock::ManualClock;
 use geminga_common::disk::sim::{Crash, SimDisk};
-use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, Term};
+use geminga_common::ids::{BookieId, EntryId, LedgerId};
 use std::sync::Arc;
 
 const PIECE: u64 = 4096;
@@ -21,26 +20,12 @@ fn open(disk: &SimDisk) -> Steps {
     Steps::open(config, Arc::new(disk.clone()), Arc::new(ManualClock::at_wall_ms(0))).unwrap()
 }
 
-fn entry(ledger: u64, id: u64) -> Entry {
-    let header = Header {
-        kind: Kind::Messages,
-        messages: 1,
-        first_index: MessageIndex(id),
-        timestamp_ms: 0,
-        bytes_before: 0,
-    };
-    Entry::new(LedgerId(ledger), EntryId(id), header, Bytes::from(vec![ledger as u8; 3000]))
-}
-
 /// Ledgers 4 and 5, each in a segment of its own.
 fn filled(disk: &SimDisk) -> Steps {
     let mut steps = open(disk);
     for ledger in [4, 5] {
-        let entries = (0..10).map(|id| entry(ledger, id)).collect();
-        let (ledger, term) = (LedgerId(ledger), Term(1));
-        let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries };
-        assert!(steps.add(add, Box::new(|result| result.unwrap())));
-        steps.write_all();
+        let of = |id| samples::entry(ledger, id, vec![ledger as u8; 3000]);
+        samples::add(&mut steps, ledger, (0..10).map(of).collect());
         assert!(steps.flush());
     }
     steps
@@ -138,4 +123,18 @@ fn where_room_is_short_already_a_segment_never_takes_another_name() {
     assert!(steps.collect_slowly(0));
     assert_eq!((with(&disk, "seg").len(), with(&disk, "gone").len()), (1, 0));
     assert!(reads(&steps, 5));
+}
+
+#[test]
+fn what_cannot_be_removed_now_is_removed_later() {
+    let disk = SimDisk::new();
+    let mut steps = filled(&disk);
+    delete(&mut steps);
+    assert!(steps.collect_slowly(1));
+    disk.read_only(true);
+    assert!(steps.first().shrink_some(u32::MAX).is_err());
+    disk.read_only(false);
+    assert_eq!(with(&disk, "gone").len(), 1);
+    assert!(steps.collect());
+    assert!(with(&disk, "gone").is_empty());
 }

@@ -3,15 +3,14 @@
 use super::Losses;
 use crate::format::identity::Format;
 use crate::format::journal::{Owner, decode_header};
+use crate::samples;
 use crate::steps::Steps;
 use crate::{Config, Health, OpenError};
-use bytes::Bytes;
-use geminga_bookie_client::entry::{Entry, Header, Kind};
-use geminga_bookie_client::rpc::{Add, Read, ReadAnswer, ReadClass};
+use geminga_bookie_client::rpc::{Read, ReadAnswer, ReadClass};
 use geminga_common::clock::ManualClock;
 use geminga_common::disk::sim::{Crash, SimDisk};
 use geminga_common::disk::{Disk as _, OpenMode};
-use geminga_common::ids::{BookieId, EntryId, LedgerId, MessageIndex, Term};
+use geminga_common::ids::{BookieId, EntryId, LedgerId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,19 +38,7 @@ fn killed() -> SimDisk {
     let mut steps = open(&disk, true).unwrap();
     for id in 0..ENTRIES {
         for ledger in LEDGERS {
-            let header = Header {
-                kind: Kind::Messages,
-                messages: 1,
-                first_index: MessageIndex(id),
-                timestamp_ms: 0,
-                bytes_before: 0,
-            };
-            let payload = Bytes::from(vec![id as u8; 4000]);
-            let entries = vec![Entry::new(LedgerId(ledger), EntryId(id), header, payload)];
-            let (ledger, term) = (LedgerId(ledger), Term(1));
-            let add = Add { ledger, term, lac: None, lafr: None, attributes: None, entries };
-            assert!(steps.add(add, Box::new(|result| result.unwrap())));
-            steps.write_all();
+            samples::add(&mut steps, ledger, vec![samples::entry(ledger, id, vec![id as u8; 4000])]);
             steps.prepare();
         }
         if id == ENTRIES / 4 || id == ENTRIES / 2 {

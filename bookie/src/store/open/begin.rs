@@ -165,7 +165,7 @@ impl Store {
         }
         self.leave(&content.forgotten, &[])?;
         for id in &uncommitted {
-            self.disk.remove(&self.segment_path(*id))?;
+            self.drop_file(&self.segment_path(*id))?;
         }
         if uncommitted.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.segment_dir) }
     }

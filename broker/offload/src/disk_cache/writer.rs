@@ -104,7 +104,7 @@ impl DiskCache {
             };
             let (shared, held) = (self.0.clone(), offer.held);
             let work = move || {
-                shared.write(&mut out, &offer);
+                shared.write(&mut out, offer);
                 out
             };
             let written = self.0.lane.blocking(work).await;
@@ -119,9 +119,12 @@ impl DiskCache {
 }
 
 impl Shared {
-    fn write(&self, out: &mut Out, offer: &Offer) {
-        let mut blocks = offer.blocks.clone();
-        blocks.retain(|(nth, _)| !self.shelf.lock().knows((offer.part, *nth)));
+    fn write(&self, out: &mut Out, offer: Offer) {
+        let mut blocks = offer.blocks;
+        {
+            let shelf = self.shelf.lock();
+            blocks.retain(|(nth, _)| !shelf.knows((offer.part, *nth)));
+        }
         let mut left = &blocks[..];
         while !left.is_empty() {
             let (now, later) = left.split_at(format::taken(left));
